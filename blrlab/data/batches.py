@@ -1,0 +1,75 @@
+"""Batches of token windows, shuffled by a seed, with a position that a checkpoint can hold (grain)."""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from blrlab.errors import InputError
+
+
+class _Windows:
+    """Windows of context + 1 tokens, one after another with a token shared; grain's random access source."""
+
+    def __init__(self, tokens: np.ndarray, context: int):
+        self._tokens, self._context = tokens, context
+
+    def __len__(self) -> int:
+        return (len(self._tokens) - 1) // self._context
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        start = index * self._context
+        return np.asarray(self._tokens[start : start + self._context + 1], np.int32)
+
+
+class Batches(Iterator[np.ndarray]):
+    """An endless stream of shuffled batches, int32 [batch, context + 1].
+
+    Every epoch is shuffled anew. `position` is all that resuming needs; `context` is kept as an attribute.
+
+    Args:
+      tokens: [n].
+      context: tokens a window predicts.
+      batch: windows a batch.
+      seed: of the shuffle.
+
+    Raises:
+      InputError: the text is too short for one batch.
+    """
+
+    def __init__(self, tokens: np.ndarray, context: int, batch: int, seed: int):
+        windows = _Windows(tokens, context)
+        if len(windows) < batch:
+            raise InputError(
+                f"the training text has {len(tokens)} tokens: {len(windows)} windows of {context}, "
+                f"less than one batch of {batch}."
+            )
+        shuffled = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
+        stream = shuffled.batch(batch).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+        self.context = context
+        self._stream = iter(stream)
+
+    def __next__(self) -> np.ndarray:
+        return next(self._stream)
+
+    @property
+    def position(self) -> dict:
+        """Where the stream stands, as JSON."""
+        return self._stream.get_state()
+
+    @position.setter
+    def position(self, state: dict) -> None:
+        self._stream.set_state(state)
+
+
+def validation_windows(tokens: np.ndarray, context: int, most: int) -> np.ndarray:
+    """Return up to `most` windows [w, context + 1], spread evenly over the validation text.
+
+    Raises:
+      InputError: the text is too short for one window.
+    """
+    windows = _Windows(tokens, context)
+    if not len(windows):
+        raise InputError(f"the validation text has {len(tokens)} tokens, less than one window of {context} + 1.")
+    chosen = np.unique(np.linspace(0, len(windows) - 1, min(most, len(windows))).astype(int))
+    return np.stack([windows[int(index)] for index in chosen])

@@ -1,0 +1,1 @@
+"""The command that strings the stages together; a config file says what it does."""

@@ -1,0 +1,160 @@
+"""From a locked config to checked values: model, specs, training plans. Nothing here does the work.
+
+A 0 or an empty string in the config stands for a value that depends on others; here it is filled in, after the
+command line's overrides, and every combination is checked before a stage begins.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import optax
+from flax.core import FrozenDict
+from ml_collections import ConfigDict
+
+from blrlab import compress, train
+from blrlab.data import text, tokenizer
+from blrlab.errors import InputError, one_of
+from blrlab.factors import FORMATS, Spec, parameter_count
+from blrlab.models import gpt2, hf
+
+BACKENDS = ("xla", "torch", "torch_compile", "triton")
+OWN = "own"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """A config, checked.
+
+    Attributes:
+      config: as given.
+      checkpoint: the folder of the pretrained model, or None.
+      model: sizes of the model.
+      window: tokens a training or validation window predicts.
+      specs: {path: spec} of every layer that a rule matches.
+    """
+
+    config: ConfigDict
+    checkpoint: Path | None
+    model: gpt2.Config
+    window: int
+    specs: FrozenDict[str, Spec]
+
+    @functools.cached_property
+    def dense_shapes(self) -> dict[str, Any]:
+        """The shapes of the dense model's parameters."""
+        return gpt2.parameter_shapes(self.model)
+
+    @functools.cached_property
+    def factored_shapes(self) -> dict[str, Any]:
+        """The shapes of the compressed model's parameters."""
+        return compress.shapes_of(self.dense_shapes, self.specs)
+
+    @property
+    def tokenizer_kind(self) -> str:
+        """Byte or bpe as configured; a pretrained model has its own."""
+        return "checkpoint" if self.checkpoint else self.config.data.tokenizer
+
+
+def experiment(config: ConfigDict) -> Experiment:
+    """Check a config and resolve it.
+
+    Raises:
+      InputError: a value is unknown or does not fit the others.
+    """
+    one_of(config.factors.format, FORMATS, "format")
+    one_of(config.data.source, text.SOURCES, "data source")
+    one_of(config.data.tokenizer, tokenizer.KINDS, "tokenizer")
+    names(config.bench.backends, BACKENDS, "backend")
+    names(config.bench.nets, (OWN, "gpt2s"), "net")
+    checkpoint = hf.find(config.init_from) if config.init_from else None
+    model = _model(config, checkpoint)
+    layers = compress.linears(gpt2.parameter_shapes(model))
+    specs = compress.plan(layers, config.rules, config.factors.to_dict(), config.model.net)
+    made = Experiment(config, checkpoint, model, min(config.model.context, model.context), FrozenDict(specs))
+    _check(made)
+    return made
+
+
+def names(words: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
+    """Read names with commas between.
+
+    Raises:
+      InputError: one is unknown, or there are none.
+    """
+    found = tuple(filter(None, map(str.strip, words.split(","))))
+    if not found:
+        raise InputError(f"no {what} is named: give some of {', '.join(known)}.")
+    return tuple(one_of(word, known, what) for word in found)
+
+
+def _model(config: ConfigDict, checkpoint: Path | None) -> gpt2.Config:
+    given = config.model
+    one_of(given.dtype, ("float32", "bfloat16", "float16"), "model dtype")
+    if checkpoint:
+        return hf.gpt2_config(checkpoint, given.dtype, given.dropout)
+    sizes = {field.name: given[field.name] for field in dataclasses.fields(gpt2.Config)}
+    return gpt2.Config(**sizes)
+
+
+def _check(made: Experiment) -> None:
+    config = made.config
+    if made.window < 1:
+        raise InputError(f"config.model.context is {made.window}; it must be at least 1.")
+    if made.tokenizer_kind == "checkpoint" and not made.checkpoint:
+        raise InputError("data.tokenizer=checkpoint needs a checkpoint: set init_from, or use byte or bpe.")
+    least = {"byte": 256, "bpe": config.data.vocab_size}.get(made.tokenizer_kind, 0)
+    if made.model.vocab_size < least:
+        raise InputError(
+            f"model.vocab_size is {made.model.vocab_size}, less than the {least} tokens of data.tokenizer="
+            f"{made.tokenizer_kind}."
+        )
+    for field in ("eval.windows", "eval.batch"):
+        if config[field.split(".")[0]][field.split(".")[1]] < 1:
+            raise InputError(f"config.{field} must be at least 1.")
+    if config.bench.seconds <= 0 or config.bench.tokens < 0:
+        raise InputError("config.bench.seconds must be above 0, and config.bench.tokens at least 0.")
+    one_of(config.bench.dtype or "float32", ("float32", "bfloat16", "float16"), "benchmark dtype")
+    for phase in ("train", "heal"):
+        try:
+            plan(phase, config[phase], "")
+            schedule(config[phase])
+            train.data_parallel(config[phase].batch)
+        except InputError as error:
+            raise InputError(f"config.{phase}: {error}") from None
+
+
+def warnings(made: Experiment) -> list[str]:
+    """Say which layers do not get smaller, with both counts."""
+    said = []
+    for path, spec in made.specs.items():
+        before, after = spec.in_features * spec.out_features, parameter_count(spec)
+        if spec.format != "dense" and after >= before:
+            said.append(f"{path}: {spec.format} has {after:,} parameters, dense {before:,}: it does not compress.")
+    return said
+
+
+def plan(phase: str, training: Mapping[str, Any], data_hash: str) -> train.Plan:
+    """Make the plan of one training phase."""
+    return train.Plan(
+        phase,
+        training["steps"],
+        training["batch"],
+        training["log_every"],
+        training["checkpoint_every"],
+        data_hash,
+    )
+
+
+def schedule(training: Mapping[str, Any]) -> Any:
+    """Make the learning rate's schedule."""
+    return train.make_schedule(
+        training["learning_rate"], training["steps"], training["warmup"], training["final_fraction"]
+    )
+
+
+def optimizer(training: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Make the optimiser of one training phase."""
+    return train.make_optimizer(schedule(training), training["weight_decay"], training["clip_norm"])

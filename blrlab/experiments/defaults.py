@@ -1,0 +1,105 @@
+"""What an experiment's config holds, and the GPT-2 that the configs in `configs/` start from.
+
+A config file's `get_config(scale)` takes a default from here, changes what it is about, and returns it. Nothing
+here is derived from another field: what depends on others is filled in after the command line's overrides.
+"""
+
+from ml_collections import ConfigDict
+
+SCALES = ("small", "full")
+
+
+def gpt2(scale: str) -> ConfigDict:
+    """Return the config of a GPT-2 experiment.
+
+    Args:
+      scale: small (1.9 million parameters, minutes on two CPU cores) or full (GPT2-S, 124 million, for a GPU).
+
+    Raises:
+      ValueError: the scale is unknown.
+    """
+    if scale not in SCALES:
+        raise ValueError(f'unknown scale "{scale}": it is one of {", ".join(SCALES)}.')
+    config = _everything()
+    if scale == "small":
+        _small(config)
+    return config
+
+
+def _everything() -> ConfigDict:
+    """All fields, with the values of the full scale."""
+    config = ConfigDict()
+    config.seed = 0
+    config.init_from = ""  # a GPT-2 checkpoint, by folder or Hugging Face name; empty: train from scratch
+    # Which stages to run, in order: data, dense, compress, heal, continue, eval, bridge, bench, report; or all.
+    config.stages = "all"
+
+    config.data = ConfigDict()
+    config.data.source = "stdlib"  # stdlib, folder or huggingface
+    config.data.path = ""  # the folder of text files, for folder
+    config.data.name = "wikitext"  # the dataset, for huggingface
+    config.data.subset = "wikitext-103-raw-v1"
+    config.data.valid_fraction = 0.1
+    config.data.tokenizer = "bpe"  # byte, bpe, or checkpoint (that of init_from)
+    config.data.vocab_size = 50257  # of a trained BPE
+
+    config.model = ConfigDict()  # with init_from, the sizes are the checkpoint's
+    config.model.net = "gpt2s"  # whose published ranks and blocks a 0 below stands for
+    config.model.vocab_size = 50257
+    config.model.context = 1024
+    config.model.layers = 12
+    config.model.heads = 12
+    config.model.width = 768
+    config.model.dropout = 0.1
+    config.model.dtype = "bfloat16"
+
+    config.train = _training(steps=4000, batch=16, learning_rate=6e-4, warmup=200)
+    config.heal = _training(steps=1000, batch=16, learning_rate=3e-4, warmup=50)
+
+    config.factors = ConfigDict()
+    config.factors.format = "monarch"  # dense, low_rank, monarch or blast
+    config.factors.rank = 0  # r as the papers count it; 0: the published one for the format and layer
+    config.factors.blocks = 0  # b, on both sides; 0: the published one
+    config.factors.block_rank = 0  # r', the rank of one block (monarch only), instead of rank
+    # Ordered (path pattern, fields) pairs; the first that matches a layer decides, no match leaves it dense.
+    # Fields are format, rank, blocks, block_rank; those left out come from config.factors.
+    config.rules = (("*/attn/c_attn", {}), ("*/mlp/c_fc", {}), ("*/mlp/c_proj", {}))
+
+    config.eval = ConfigDict()
+    config.eval.windows = 256  # of the validation text, evenly spread
+    config.eval.batch = 8
+
+    config.bench = ConfigDict()
+    config.bench.backends = "xla,torch,torch_compile,triton"
+    config.bench.nets = "own,gpt2s"  # own: the model's own layers with its own factors
+    config.bench.tokens = 0  # rows of the input; 0: the published number, and the context for own layers
+    config.bench.dtype = ""  # empty: bfloat16 on a GPU, float32 on a CPU
+    config.bench.seconds = 0.2  # of measuring, for each contender
+    return config
+
+
+def _training(steps: int, batch: int, learning_rate: float, warmup: int) -> ConfigDict:
+    training = ConfigDict()
+    training.steps = steps
+    training.batch = batch
+    training.learning_rate = learning_rate
+    training.warmup = warmup
+    training.final_fraction = 0.1  # of the learning rate, at the cosine's end
+    training.weight_decay = 0.1
+    training.clip_norm = 1.0
+    training.log_every = 10
+    training.checkpoint_every = 500
+    return training
+
+
+def _small(config: ConfigDict) -> None:
+    """A quarter of GPT2-S's width and a third of its depth, on bytes."""
+    config.data.tokenizer = "byte"
+    config.model.update(
+        vocab_size=256, context=128, layers=4, heads=4, width=192, dropout=0.0, dtype="float32"
+    )
+    config.train.update(
+        steps=400, batch=16, learning_rate=3e-3, warmup=40, log_every=5, checkpoint_every=100
+    )
+    config.heal.update(steps=120, batch=16, learning_rate=1.5e-3, warmup=10, log_every=5, checkpoint_every=60)
+    config.eval.update(windows=256, batch=32)

@@ -1,0 +1,61 @@
+"""Which machine, versions and commit a number comes from."""
+
+import datetime
+import functools
+import importlib.metadata
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import blrlab
+
+
+@functools.cache
+def describe() -> dict[str, Any]:
+    """Return time, commit, device, backend and versions; null for what is not there."""
+    first = jax.local_devices()[0]
+    return {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _run("git", "-C", str(Path(blrlab.__file__).parent), "rev-parse", "--short=12", "HEAD"),
+        "device": first.device_kind if first.platform != "cpu" else cpu(),
+        "backend": first.platform,
+        "devices": jax.local_device_count(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "flax", "torch", "triton")},
+        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+    }
+
+
+def cpu() -> str:
+    """Return the processor's name and how many cores this process may use."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {_cores()} cores"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def version(package: str) -> str | None:
+    """Return a package's installed version, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _run(*command: str) -> str | None:
+    """Return a command's output, or None where it fails or is not there."""
+    if not shutil.which(command[0]):
+        return None
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    return done.stdout.strip() or None if done.returncode == 0 else None

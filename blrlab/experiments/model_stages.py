@@ -1,0 +1,240 @@
+"""The stages that make and measure models: data, dense, compress, heal, continue, eval.
+
+Each is a function (run, folder) that starts from what earlier stages left in their folders and writes its own.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from blrlab import compress, data, factors, records, train
+from blrlab.data import Dataset
+from blrlab.errors import InputError
+from blrlab.experiments import build, environment
+from blrlab.experiments.build import Experiment
+from blrlab.experiments.workdir import Workdir
+from blrlab.models import gpt2, hf
+
+# Each phase of randomness draws from the config's seed and its own number.
+INIT, TRAIN, COMPRESS, HEAL = range(4)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a stage is given: the checked config, the work folder and where to print."""
+
+    name: str
+    scale: str
+    made: Experiment
+    workdir: Workdir
+    say: Callable[[str], None]
+
+    def key(self, phase: int) -> jax.Array:
+        """Return the random key of a phase."""
+        return jax.random.fold_in(jax.random.key(self.made.config.seed), phase)
+
+    @functools.cached_property
+    def dataset(self) -> Dataset:
+        """The prepared text."""
+        return data.load(self.workdir.path("data"))
+
+    def params(self, stage: str) -> dict[str, Any]:
+        """Load the parameters that dense, continue, compress or heal left."""
+        dense = stage in ("dense", "continue")
+        shapes = self.made.dense_shapes if dense else self.made.factored_shapes
+        return train.load_params(self.workdir.path(stage) / "params", shapes)
+
+    def model(self, dense: bool) -> gpt2.GPT2:
+        """Make the dense or the factored model."""
+        return gpt2.GPT2(self.made.model) if dense else gpt2.GPT2(self.made.model, self.made.specs)
+
+
+def prepare_data(run: Run, folder: Path) -> None:
+    """Tokenise the text, and record it with the machine."""
+    made, config = run.made, run.made.config.data
+    dataset = data.prepare(
+        folder,
+        source=config.source,
+        path=config.path if config.source == "folder" else "",
+        name=config.name if config.source == "huggingface" else "",
+        subset=config.subset,
+        valid_fraction=config.valid_fraction,
+        tokenizer_kind=made.tokenizer_kind,
+        vocab_size=config.vocab_size,
+        checkpoint=made.checkpoint,
+    )
+    if dataset.vocab_size > made.model.vocab_size:
+        raise InputError(
+            f"the tokenizer has {dataset.vocab_size} tokens, the model's vocabulary {made.model.vocab_size}."
+        )
+    data.validation_windows(dataset.valid, made.window, 1)
+    data.Batches(dataset.train, made.window, max(made.config.train.batch, made.config.heal.batch), seed=0)
+    records.rewrite(folder / "records.jsonl", [environment_record(run, dataset)])
+    summary = dataset.summary
+    run.say(
+        f"data: {summary['source']}, {summary['files']:,} files, {summary['bytes'] / 1e6:.1f} MB, "
+        f"{len(dataset.train):,} + {len(dataset.valid):,} {summary['unit']}s, "
+        f"unigram entropy {summary['unigram_entropy']:.3f} nats/byte, hash {summary['hash'][:12]}"
+    )
+
+
+def environment_record(run: Run, dataset: Dataset) -> records.Record:
+    """Return the record of machine, config and text."""
+    return {
+        "kind": "env",
+        **environment.describe(),
+        "config": run.name,
+        "scale": run.scale,
+        "parameters": compress.parameter_count(run.made.dense_shapes),
+        "data": dataset.summary,
+    }
+
+
+def train_dense(run: Run, folder: Path) -> None:
+    """Train the dense model from scratch, or take the pretrained one as it is."""
+    made = run.made
+    if made.checkpoint:
+        params = hf.load_gpt2(made.checkpoint, made.model)
+        run.say(f"dense: {compress.parameter_count(params):,} parameters from {made.config.init_from}")
+        train.save_params(folder / "params", params)
+        return
+    params = gpt2.init(made.model, run.key(INIT))
+    run.say(f"dense: {compress.parameter_count(params):,} parameters, from scratch")
+    _fit(run, folder, "dense", made.config.train, run.model(dense=True), params, TRAIN)
+
+
+def compress_dense(run: Run, folder: Path) -> None:
+    """Replace the layers that the rules match by factors, and record the error of each."""
+    made, params = run.made, run.params("dense")
+
+    def line(loss: compress.Loss) -> None:
+        run.say(
+            f"compress: {loss.path:<20} {loss.spec.format}  error {loss.relative_error:.4f}  "
+            f"{loss.params_before:,} -> {loss.params_after:,} parameters  {loss.seconds:.1f} s"
+        )
+
+    small, losses = compress.compress(params, made.specs, run.key(COMPRESS), line)
+    layer_factor, model_factor = compress.compression_factors(made.dense_shapes, made.specs)
+    rows = [_compress_record(loss) for loss in losses]
+    rows.append(
+        {
+            "kind": "compress",
+            "path": "*",
+            "format": made.config.factors.format,
+            "params_before": compress.parameter_count(params),
+            "params_after": compress.parameter_count(small),
+            "layer_factor": layer_factor,
+            "model_factor": model_factor,
+            "seconds": sum(loss.seconds for loss in losses),
+        }
+    )
+    records.rewrite(folder / "records.jsonl", rows)
+    train.save_params(folder / "params", small)
+    run.say(f"compress: factored layers {layer_factor:.2f}x smaller, the model {model_factor:.2f}x")
+
+
+def _compress_record(loss: compress.Loss) -> records.Record:
+    return {
+        "kind": "compress",
+        "path": loss.path,
+        "layer": loss.path.rsplit("/", 1)[-1],
+        **spec_fields(loss.spec),
+        "algorithm": loss.algorithm,
+        "relative_error": loss.relative_error,
+        "params_before": loss.params_before,
+        "params_after": loss.params_after,
+        "seconds": loss.seconds,
+    }
+
+
+def spec_fields(spec: factors.Spec) -> records.Record:
+    """Return a spec as the fields of a record; `rank` is the papers' r, null where b1 and b2 differ."""
+    return {
+        "format": spec.format,
+        "in_features": spec.in_features,
+        "out_features": spec.out_features,
+        "blocks": list(spec.blocks),
+        "rank": spec.total_rank,
+        "block_rank": spec.rank if spec.format == "monarch" else None,
+    }
+
+
+def heal(run: Run, folder: Path) -> None:
+    """Train the compressed model on."""
+    _fit(run, folder, "heal", run.made.config.heal, run.model(dense=False), run.params("compress"), HEAL)
+
+
+def continue_dense(run: Run, folder: Path) -> None:
+    """Train the dense model on for the same steps on the same batches: the rival of healing."""
+    _fit(run, folder, "dense_continued", run.made.config.heal, run.model(dense=True), run.params("dense"), HEAL)
+
+
+def _fit(
+    run: Run, folder: Path, phase: str, training: Any, model: gpt2.GPT2, params: dict[str, Any], number: int
+) -> None:
+    optimizer = build.optimizer(training)
+    # The order of the batches is drawn from the seed and the phase, as all other randomness is.
+    seed = int(jax.random.randint(run.key(number), (), 0, 2**31 - 1))
+    state = train.fit(
+        build.plan(phase, training, run.dataset.summary["hash"]),
+        train.init_state(params, optimizer, run.key(number)),
+        train.make_step(model, optimizer),
+        data.Batches(run.dataset.train, run.made.window, training.batch, seed),
+        build.schedule(training),
+        folder,
+        run.say,
+    )
+    train.save_params(folder / "params", jax.device_get(state.params))
+
+
+EVALUATED = {"dense": "dense", "continue": "dense_continued", "compress": "compressed", "heal": "healed"}
+
+
+def evaluate(run: Run, folder: Path) -> None:
+    """Evaluate every model there is on the same validation windows."""
+    config = run.made.config.eval
+    windows = data.validation_windows(run.dataset.valid, run.made.window, config.windows)
+    rows: list[records.Record] = []
+    for stage, name in EVALUATED.items():
+        if run.workdir.done(stage):
+            dense = stage in ("dense", "continue")
+            loss = train.evaluate(run.model(dense), run.params(stage), windows, config.batch)
+            rows += _eval_records(run, name, loss, windows, factored=not dense)
+            run.say(f"eval: {name:<16} {rows[-3]['value']:.4f} {rows[-3]['unit']}, perplexity {rows[-2]['value']:.3f}")
+    records.rewrite(folder / "records.jsonl", rows)
+
+
+def _eval_records(
+    run: Run, stage: str, loss: float, windows: np.ndarray, factored: bool
+) -> list[records.Record]:
+    dataset, made = run.dataset, run.made
+    unit = dataset.summary["unit"]
+    targets = windows[:, 1:]
+    bits = loss / math.log(2) * targets.size / int(dataset.token_bytes[targets].sum())
+    shared: records.Record = {
+        "kind": "eval",
+        "stage": stage,
+        "split": "validation",
+        "examples": len(windows),
+        "data_hash": dataset.summary["hash"],
+    }
+    if factored:
+        layer_factor, model_factor = compress.compression_factors(made.dense_shapes, made.specs)
+        shared |= {
+            "format": made.config.factors.format,
+            "algorithm": compress.ALGORITHMS[made.config.factors.format],
+            "layer_factor": layer_factor,
+            "model_factor": model_factor,
+        }
+    metrics = (
+        ("loss", loss, f"nats/{unit}"),
+        ("perplexity", math.exp(min(loss, 700.0)), f"per {unit}"),
+        ("bits_per_byte", bits, "bits/byte"),
+    )
+    return [shared | {"metric": metric, "value": value, "unit": of} for metric, value, of in metrics]

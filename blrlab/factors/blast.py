@@ -1,0 +1,53 @@
+"""The BLAST format: the blocks of a row share a left factor, those of a column a right one.
+
+W [i, o] is cut into b1 x b2 blocks W[l, k] [p, q], and W[l, k] = V[l] diag(S[l, k]) U[k]. The factors are
+V [b1, p, r], S [b1, b2, r] and U [b2, r, q]: r (i + o + b1 b2) parameters. With S = 1 it is low rank.
+Source: Lee et al., arXiv 2410.21262.
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from blrlab.factors import precgd
+from blrlab.factors.spec import Spec
+
+NAMES = ("V", "S", "U")
+Factors = dict[str, Array]
+
+
+def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each factor."""
+    (b1, b2), (p, q) = spec.blocks, spec.block_sizes
+    return {"V": (b1, p, spec.rank), "S": (b1, b2, spec.rank), "U": (b2, spec.rank, q)}
+
+
+def init(key: Array, spec: Spec, dtype: jax.typing.DTypeLike) -> Factors:
+    """Draw factors whose product has entries of variance 1 / i, like a dense layer's."""
+    v, s, u = jax.random.split(key, 3)
+    size, (p, _) = shapes(spec), spec.block_sizes
+    return {
+        "V": jax.random.normal(v, size["V"], dtype) * p**-0.5,
+        "S": jax.random.normal(s, size["S"], dtype) * spec.blocks[0] ** -0.5,
+        "U": jax.random.normal(u, size["U"], dtype) * spec.rank**-0.5,
+    }
+
+
+def apply(factors: Factors, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+    """Multiply: x [..., i] -> [..., o]. Output block k is (sum over l of x[l] V[l] * S[l, k]) U[k]."""
+    blocks = rearrange(x, "... (l p) -> ... l p", l=factors["V"].shape[0])
+    inner = jnp.einsum("...lp,lpr->...lr", blocks, factors["V"])
+    mixed = jnp.einsum("...lr,lkr->...kr", inner, factors["S"])
+    return rearrange(jnp.einsum("...kr,krq->...kq", mixed, factors["U"]), "... k q -> ... (k q)")
+
+
+def to_dense(factors: Factors) -> Float[Array, "i o"]:
+    """Multiply the factors out."""
+    blocks = jnp.einsum("lpr,lkr,krq->lpkq", factors["V"], factors["S"], factors["U"])
+    return rearrange(blocks, "l p k q -> (l p) (k q)")
+
+
+def project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> Factors:
+    """Find near factors by preconditioned gradient descent from a random start (see `precgd`)."""
+    return precgd.factorize(weight, spec.blocks, spec.rank, key)

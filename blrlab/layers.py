@@ -1,0 +1,171 @@
+"""The thin Flax shell over `blrlab.factors`: a dense layer whose kernel may be factored.
+
+A factored layer keeps its factors as one parameter: `{"kernel": {"V": ..., "U": ...}, "bias": ...}`. So
+compressing a model is replacing its `kernel` leaves by dicts, and a tree of factors maps like any other.
+`FactoredDense` is for models one writes; `factored_dense` runs models made of `flax.linen.Dense` on a factored
+tree without editing them; `to_nnx` puts factors into a layer of a `flax.nnx` model.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.linen.dtypes import promote_dtype
+from flax.linen.linear import default_kernel_init
+from jaxtyping import Array, Float
+
+from blrlab import factors
+from blrlab.errors import InputError
+from blrlab.factors import Kernel, Spec
+
+FactorInit = Callable[[Array, Spec, Any], Kernel]
+
+
+class FactoredDense(nn.Module):
+    """A linear layer, y = x W + bias, with W in the format of `spec`; the arguments of `nn.Dense` otherwise.
+
+    Attributes:
+      features: o, the number of outputs.
+      spec: format and sizes, or None for a dense layer.
+      use_bias: whether a bias is added.
+      dtype: of the computation; by default what inputs and parameters promote to.
+      param_dtype: of the parameters.
+      precision: of a dense product, as in `nn.Dense`; factored products take JAX's default.
+      kernel_init: of a dense kernel [i, o].
+      bias_init: of the bias [o].
+      dot_general: of a dense product, as in `nn.Dense`.
+      factor_init: of a factored kernel: `(key, spec, dtype) -> kernel`.
+    """
+
+    features: int
+    spec: Spec | None = None
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+    kernel_init: nn.initializers.Initializer = default_kernel_init
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    dot_general: Any = None
+    factor_init: FactorInit = factors.init
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+        """Map x [..., in_features] -> [..., features].
+
+        Raises:
+          InputError: the spec is for another input or output size.
+        """
+        in_features = x.shape[-1]
+        kernel = self.param("kernel", self._init_kernel, in_features)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        if self.spec is None or self.spec.format == "dense":
+            x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+            dot_general = self.dot_general or jax.lax.dot_general
+            y = dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=self.precision)
+            return y if bias is None else y + _along(bias, y)
+        return linear(kernel, bias, x, self.dtype)
+
+    def _init_kernel(self, key: Array, in_features: int) -> Kernel:
+        if self.spec is None or self.spec.format == "dense":
+            return self.kernel_init(key, (in_features, self.features), self.param_dtype)
+        sizes = (self.spec.in_features, self.spec.out_features)
+        if sizes != (in_features, self.features):
+            path = "/".join(self.path)
+            raise InputError(f"{path} is {in_features} x {self.features}, but its spec {sizes[0]} x {sizes[1]}.")
+        return self.factor_init(key, self.spec, self.param_dtype)
+
+
+def linear(
+    kernel: Kernel, bias: Float[Array, "o"] | None, x: Float[Array, "*n i"], dtype: Any = None
+) -> Float[Array, "*n o"]:
+    """Compute x W + bias for a kernel of any format, in `dtype` (by default what the arguments promote to)."""
+    names = tuple(kernel) if isinstance(kernel, Mapping) else ()
+    leaves = kernel.values() if isinstance(kernel, Mapping) else (kernel,)
+    x, bias, *leaves = promote_dtype(x, bias, *leaves, dtype=dtype)
+    y = factors.apply(dict(zip(names, leaves, strict=True)) if names else leaves[0], x)
+    return y if bias is None else y + _along(bias, y)
+
+
+def _along(bias: Array, y: Array) -> Array:
+    """Give a bias [o] the dimensions of y, since rank promotion may be forbidden."""
+    return jnp.reshape(bias, (1,) * (y.ndim - 1) + bias.shape)
+
+
+@contextlib.contextmanager
+def factored_dense(specs: Mapping[str, Spec] | None = None) -> Iterator[None]:
+    """Let every `nn.Dense` inside the block take a factored kernel, without editing the model.
+
+    Applying needs no specs: a layer whose `kernel` parameter is a dict of factors runs factored, every other one
+    as before. To initialise factored layers from scratch, give `specs`, `{"path/of/layer": Spec}`.
+
+    >>> import flax.linen as nn, jax
+    >>> from blrlab.factors import Spec
+    >>> from blrlab.layers import factored_dense
+    >>> model, x = nn.Sequential([nn.Dense(12), nn.relu, nn.Dense(4)]), jax.numpy.ones((2, 8))
+    >>> with factored_dense({"layers_0": Spec("monarch", 8, 12, (2, 2), 3)}):
+    ...     params = model.init(jax.random.key(0), x)
+    ...     y = model.apply(params, x)
+    >>> params["params"]["layers_0"]["kernel"]["V"].shape
+    (2, 2, 4, 3)
+    """
+
+    def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
+        module = context.module
+        if not isinstance(module, nn.Dense) or context.method_name != "__call__":
+            return call(*args, **kwargs)
+        spec = (specs or {}).get("/".join(module.path))
+        if module.is_initializing() and not module.has_variable("params", "kernel"):
+            if spec is None or spec.format == "dense":
+                return call(*args, **kwargs)
+            _init_dense(module, spec, args[0].shape[-1])
+        kernel = module.get_variable("params", "kernel")
+        if not isinstance(kernel, Mapping):
+            return call(*args, **kwargs)
+        bias = module.get_variable("params", "bias") if module.use_bias else None
+        return linear(kernel, bias, args[0], module.dtype)
+
+    with nn.intercept_methods(intercept):
+        yield
+
+
+def _init_dense(module: nn.Dense, spec: Spec, in_features: int) -> None:
+    """Give an `nn.Dense` that is being initialised a factored kernel, and its bias."""
+    if (spec.in_features, spec.out_features) != (in_features, module.features):
+        path = "/".join(module.path)
+        raise InputError(
+            f"{path} is {in_features} x {module.features}, but its spec {spec.in_features} x {spec.out_features}."
+        )
+    assert module.scope is not None
+    module.scope.param("kernel", factors.init, spec, module.param_dtype)
+    if module.use_bias:
+        module.scope.param("bias", module.bias_init, (module.features,), module.param_dtype)
+
+
+def to_nnx(layer: nnx.Linear, kernel: Kernel) -> nnx.Module:
+    """Make an NNX layer that runs a factored kernel in the place of an `nnx.Linear`.
+
+    The result is `FactoredDense` behind `nnx.bridge.ToNNX`, its parameters being the kernel and the old layer's
+    bias; assign it where the old layer was.
+
+    Raises:
+      InputError: the kernel is for another input or output size.
+    """
+    spec = factors.spec_of(kernel)
+    if (spec.in_features, spec.out_features) != (layer.in_features, layer.out_features):
+        raise InputError(
+            f"the layer is {layer.in_features} x {layer.out_features}, "
+            f"but the kernel {spec.in_features} x {spec.out_features}."
+        )
+    shell = FactoredDense(
+        layer.out_features, spec, use_bias=layer.use_bias, dtype=layer.dtype, param_dtype=layer.param_dtype
+    )
+    module = nnx.bridge.ToNNX(shell, rngs=nnx.Rngs(0))
+    module.lazy_init(jnp.zeros((1, layer.in_features), layer.param_dtype))
+    module.kernel = jax.tree.map(nnx.Param, kernel)
+    if layer.bias is not None:
+        module.bias = layer.bias
+    return module

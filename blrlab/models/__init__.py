@@ -1,0 +1,1 @@
+"""Models in Flax, every linear layer a `FactoredDense`, and the import of Hugging Face checkpoints."""

@@ -1,0 +1,126 @@
+"""The answers in words: what compression cost, what healing won back, what the layers' times say."""
+
+from __future__ import annotations
+
+from blrlab.report import words
+from blrlab.report.groups import Record, Run, finite
+from blrlab.report.summary.latency import OPS, best_ratios, by_layer
+from blrlab.report.summary.quality import (
+    Variant,
+    factors,
+    losses,
+    quality_rows,
+    share_won_back,
+    splits,
+    variants,
+)
+
+NO_RECORDS = "There is nothing to report: no records were given."
+
+
+def headlines(run: Run) -> list[str]:
+    """Return one sentence per compressed variant of a run, or one on what the run has instead."""
+    return [headline(run, variant) for variant in variants(run)] or [_without_factors(run)]
+
+
+def headline(run: Run, variant: Variant) -> str:
+    """Say in one sentence how much a variant cut, what it lost and what healing won back."""
+    split = (splits(run) or ["valid"])[0]
+    rows = quality_rows(run, split)
+    known = losses(rows, variant)
+    course = _course(known, next((row.loss_unit for row in rows if row.loss is not None), "nats"))
+    if not course:
+        return words.sentence(f"{_cut(run, variant)}; its loss is not evaluated")
+    return words.sentence(
+        f"{_cut(run, variant)}; {_loss_of(split)} {course}: {won_back(known, continued_words(run))}"
+    )
+
+
+def won_back(known: dict[str, float | None], continued: str = "the dense model trained on") -> str:
+    """Say which share of the loss healing won back, against dense and against `continued`, or why none."""
+    compressed, healed = known.get("compressed"), known.get("healed")
+    if compressed is None or healed is None:
+        return "without a compressed and a healed loss there is no share won back"
+    parts: list[str] = []
+    for stage, reference in (("dense", "the dense model"), ("dense_continued", continued)):
+        share = share_won_back(known.get(stage), compressed, healed)
+        if known.get(stage) is None:
+            parts.append(f"no loss of {reference} to compare with")
+        elif share is None:
+            parts.append(f"nothing was lost against {reference}")
+        elif share < 0:
+            parts.append(
+                f"none of the loss won back against {reference} (healing added {healed - compressed:.3f})"
+            )
+        else:
+            of_the_loss = "" if any("won back" in part for part in parts) else " of the loss won back"
+            parts.append(f"{words.percent(share)}{of_the_loss} against {reference}")
+    return ", ".join(parts)
+
+
+def continued_words(run: Run) -> str:
+    """Name the dense model trained on, and say whether it had as many steps as healing."""
+    steps: list[float] = []
+    for phase in ("heal", "dense_continued"):
+        known = [v for v in (finite(r.get("step")) for r in run.of("train", phase=phase)) if v is not None]
+        steps += [max(known)] if known else []
+    if len(steps) < 2:
+        return "the dense model trained on"
+    if steps[0] == steps[1]:
+        return "the dense model trained on for the same steps"
+    return f"the dense model trained on (to step {steps[1]:g}, healing to step {steps[0]:g})"
+
+
+def latency_sentences(device: str, records: list[Record]) -> list[str]:
+    """Say for every factored op on how many layers its best backend beats the fastest dense one."""
+    layers = by_layer(records)
+    ops = [op for op in OPS[1:] if any(r.get("op") == op for r in records)]
+    return [words.sentence(_speed(op, best_ratios(layers, op), device)) for op in ops]
+
+
+def _speed(op: str, ratios: list[float], device: str) -> str:
+    name = words.name(words.FORMATS, op)
+    if not ratios:
+        return f"On {device}, {name} has no verified time beside a dense one"
+    low, high = words.factor(min(ratios)), words.factor(max(ratios))
+    reach = low if low == high else f"{low} to {high}"
+    faster = sum(ratio > 1 for ratio in ratios)
+    layers = f"{faster} of {len(ratios)} {'layer' if len(ratios) == 1 else 'layers'}"
+    return f"On {device}, the fastest {name} beat the fastest dense on {layers}: {reach} its speed"
+
+
+def _loss_of(split: str) -> str:
+    return "validation loss" if split.startswith("valid") else f"{split} loss"
+
+
+def _cut(run: Run, variant: Variant) -> str:
+    name, algorithm = words.name(words.FORMATS, variant[0] or None), variant[1]
+    name = "Compression" if name == words.MISSING else name
+    name += f" ({algorithm})" if algorithm and len(variants(run)) > 1 else ""
+    layer, model = (words.factor(value) if value else "" for value in factors(run, variant))
+    if layer and model:
+        return f"{name} cut the factored layers {layer} (model {model})"
+    return (
+        f"{name} cut the {'factored layers' if layer else 'model'} {layer or model}"
+        if layer or model
+        else (f"{name}: no compression factor is recorded")
+    )
+
+
+def _course(known: dict[str, float | None], unit: str) -> str:
+    stages = (("dense", ""), ("compressed", " on compression"), ("healed", " after healing"))
+    told = [(words.loss(value), when) for stage, when in stages if (value := known.get(stage)) is not None]
+    # The unit is said once, after the second loss: "1.520 -> 2.310 nats/byte on compression".
+    place = min(1, len(told) - 1)
+    return " -> ".join(
+        f"{value}{' ' + unit if i == place else ''}{when}" for i, (value, when) in enumerate(told)
+    )
+
+
+def _without_factors(run: Run) -> str:
+    split = (splits(run) or ["valid"])[0]
+    rows = [row for row in quality_rows(run, split) if row.loss is not None]
+    if not rows:
+        return "No evaluation is recorded."
+    told = ", ".join(f"{words.name(words.STAGES, r.stage)} {words.loss(r.loss)} {r.loss_unit}" for r in rows)
+    return words.sentence(f"{_loss_of(split)}: {told}; no compressed model is recorded")

@@ -1,0 +1,1 @@
+"""Numbers derived from records and from nothing else: losses won back, layer errors, speeds over dense."""

@@ -1,0 +1,87 @@
+"""The closing tables in a terminal: losses, compression, times. No meaning hangs on colour."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from blrlab.report.groups import Record, bench_by_device, sections, split_runs
+from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences
+from blrlab.report.tables.compression import compression_table
+from blrlab.report.tables.latency import latency_table
+from blrlab.report.tables.quality import quality_tables
+from blrlab.report.tables.table import Column, Table
+
+
+def print_report(records: Sequence[Record], console: Console | None = None) -> None:
+    """Print the tables of quality, compression and latency, each with its answer in words.
+
+    Runs share a table only where data hash and device agree. What the records lack is said in a short
+    sentence.
+    """
+    console = console or Console()
+    runs = split_runs(records)
+    if not records:
+        _say(console, NO_RECORDS)
+        return
+    quality = sections(runs)
+    for (data_hash, device), members in quality.items():
+        tables = [*quality_tables(data_hash, device, members), compression_table(members)]
+        for table in filter(None, tables):
+            print_table(table, console)
+        for run in members:
+            for line in headlines(run):
+                _say(console, line)
+    if not quality:
+        _say(console, "Nothing was trained, compressed or evaluated in these records.")
+    timings = bench_by_device(runs)
+    for device, rows in timings.items():
+        print_table(latency_table(device, rows), console)
+        for line in latency_sentences(device, rows):
+            _say(console, line)
+    if not timings:
+        _say(console, "No layer was timed in these records.")
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table, leaving out the columns that may go until it fits the console's width."""
+    _say(console, table.title, "bold")
+    if table.rows:
+        console.print(_fitted(table, console))
+    for note in table.notes:
+        console.print(Text(note), highlight=False)
+
+
+def _say(console: Console, line: str, style: str = "") -> None:
+    console.print()
+    console.print(Text(line, style=style), highlight=False)
+
+
+def _fitted(table: Table, console: Console) -> RichTable:
+    while True:
+        drawn = _rich(table)
+        wide = Measurement.get(console, console.options.update(width=10_000), drawn).maximum
+        loose = [column for column in table.columns if column.drop]
+        if wide <= console.width or not loose:
+            return drawn
+        first: Column = max(loose, key=lambda column: column.drop)
+        table = table.without([first.title])
+
+
+def _rich(table: Table) -> RichTable:
+    drawn = RichTable(
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style=""
+    )
+    for column in table.columns:
+        justify = "right" if column.number else "left"
+        drawn.add_column(Text(column.title), justify=justify, overflow="fold")
+    for index, row in enumerate(table.shown()):
+        if index and index in table.breaks:
+            drawn.add_section()
+        drawn.add_row(*(Text(cell) for cell in row))
+    return drawn

@@ -1,0 +1,13 @@
+"""Small functional loops: (state, batch) -> (state, metrics), resumable to the bit."""
+
+from blrlab.train.checkpoint import Checkpoints, load_params, save_params
+from blrlab.train.evaluate import evaluate
+from blrlab.train.loop import Plan, fit
+from blrlab.train.optimizer import make_optimizer, make_schedule
+from blrlab.train.sharding import data_parallel
+from blrlab.train.step import State, init_state, make_step, next_token_loss
+
+__all__ = [
+    "Checkpoints", "Plan", "State", "data_parallel", "evaluate", "fit", "init_state", "load_params",
+    "make_optimizer", "make_schedule", "make_step", "next_token_loss", "save_params",
+]  # fmt: skip

@@ -1,0 +1,57 @@
+"""Block low-rank linear layers for PyTorch: y = x @ W + bias, where W is kept as small factors.
+
+Formats (W [i, o] cut in b1 x b2 blocks W[l,k] [p, q], contiguous and in order, p = i/b1, q = o/b2):
+- `low_rank`: V [i, r], U [r, o]; W = V U.
+- `monarch`: V [b1, b2, p, r'], U [b1, b2, r', q]; W[l,k] = V[l,k] U[l,k].
+- `blast`: V [b1, p, r], S [b1, b2, r], U [b2, r, q]; W[l,k] = V[l] diag(S[l,k]) U[k].
+
+Importing this package, `blrlab_ops.cost` and `blrlab_ops.devices` needs nothing but Python; everything else
+loads PyTorch when first touched, and Triton only when a Triton implementation is considered.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import blast, cost, devices, low_rank, monarch, testing
+    from .dispatch import CannotRun, impls, why_not
+    from .factored import linear, pack, to_dense
+
+__version__ = "0.1.0"
+__all__ = [
+    "CannotRun",
+    "blast",
+    "cost",
+    "devices",
+    "impls",
+    "linear",
+    "low_rank",
+    "monarch",
+    "pack",
+    "testing",
+    "to_dense",
+    "why_not",
+]
+
+_MODULES = ("blast", "cost", "devices", "low_rank", "monarch", "testing")
+_HOMES = {
+    "CannotRun": "dispatch",
+    "impls": "dispatch",
+    "why_not": "dispatch",
+    "linear": "factored",
+    "pack": "factored",
+    "to_dense": "factored",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public module or function on first use."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,29 @@
+"""Reference BLAST layer: build W, then multiply.
+
+Any floating dtype does; in float64 it is the truth that the others are held to.
+
+Shapes: x [..., b1 p], V [b1, p, r], S [b1, b2, r], U [b2, r, q], bias [b2 q], W [b1 p, b2 q].
+"""
+
+import torch
+from torch import Tensor
+
+
+def to_dense(V: Tensor, S: Tensor, U: Tensor) -> Tensor:
+    """Build W [i, o] from its blocks W[l,k] = V[l] diag(S[l,k]) U[k]."""
+    b1, p, _ = V.shape
+    b2, _, q = U.shape
+    scaled = V[:, None] * S[:, :, None]  # [b1, b2, p, r]
+    blocks = torch.matmul(scaled, U)  # [b1, b2, p, q]
+    return blocks.permute(0, 2, 1, 3).reshape(b1 * p, b2 * q)
+
+
+def linear(x: Tensor, V: Tensor, S: Tensor, U: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply, x [..., i] -> [..., o]."""
+    y = x @ to_dense(V, S, U)
+    return y if bias is None else y + bias
+
+
+def pack(V: Tensor, S: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the factors as they are: any strides do."""
+    return V, S, U

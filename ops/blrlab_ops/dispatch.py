@@ -1,0 +1,141 @@
+"""Which implementation runs: the one place that knows the implementations and what each needs.
+
+An implementation called `name` of a format is the module `blrlab_ops.<format>.<name>`, with `linear(x,
+*factors, bias)` and `pack(*factors)`; names that start with `triton_` need Triton. `impl=None` takes the last
+one in the table that can run, and never the interpreter.
+"""
+
+import difflib
+import functools
+import importlib
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+
+import torch
+
+
+class CannotRun(RuntimeError):
+    """An implementation was asked for by name and cannot run here."""
+
+
+# From the plainest to the preferred.
+IMPLS = {
+    "low_rank": ("ref", "torch_bmm", "triton_two_stage"),
+    "monarch": ("ref", "torch_bmm", "triton_two_stage"),
+    "blast": ("ref", "torch_bmm", "triton_two_stage"),
+}
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+TRITON_DTYPES = ("float32", "float16", "bfloat16")
+
+
+def impls(format: str) -> tuple[str, ...]:
+    """List the implementations of a format, from the plainest to the preferred."""
+    if format not in IMPLS:
+        raise ValueError(f"format {format!r} is not one of {tuple(IMPLS)}{_did_you_mean(format, IMPLS)}")
+    return IMPLS[format]
+
+
+def why_not(format: str, impl: str, device: torch.device | str, dtype: torch.dtype | str) -> str | None:
+    """Say in one sentence why `impl` cannot run on this device and dtype; None when it can. Launches nothing.
+
+    Raises:
+      ValueError: for an unknown format or implementation.
+    """
+    if impl not in impls(format):
+        raise ValueError(
+            f"impl {impl!r} of {format} is not one of {impls(format)}{_did_you_mean(impl, impls(format))}"
+        )
+    return _why_not(impl, str(device), str(dtype).removeprefix("torch."))
+
+
+def implementation(format: str, impl: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
+    """Return the module of the chosen implementation; raises as `choose` does."""
+    return sys.modules[f"blrlab_ops.{format}.{choose(format, impl, device, dtype)}"]
+
+
+# A compiler that traces the caller takes the name as a constant, instead of tracing imports and device queries.
+@torch.compiler.assume_constant_result
+def choose(format: str, impl: str | None, device: torch.device | str, dtype: torch.dtype | str) -> str:
+    """Check a named implementation, or pick the best that can run without the interpreter; load its module.
+
+    Raises:
+      ValueError: for an unknown format or implementation.
+      CannotRun: when the implementation cannot run here.
+    """
+    return _choose(format, impl, str(device), str(dtype))
+
+
+@functools.cache
+def _choose(format: str, impl: str | None, device: str, dtype: str) -> str:
+    if impl is None:
+        runnable = [name for name in impls(format) if _runs_natively(format, name, device, dtype)]
+        impl = runnable[-1] if runnable else impls(format)[0]
+    reason = why_not(format, impl, device, dtype)
+    if reason:
+        raise CannotRun(f"impl {impl!r} of {format} cannot run: {reason}")
+    importlib.import_module(f"blrlab_ops.{format}.{impl}")
+    return impl
+
+
+def _runs_natively(format: str, impl: str, device: str, dtype: str) -> bool:
+    if why_not(format, impl, device, dtype):
+        return False
+    return not (impl.startswith("triton_") and _interpreted())
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+@functools.cache
+def _why_not(impl: str, device: str, dtype: str) -> str | None:
+    is_triton = impl.startswith("triton_")
+    allowed = TRITON_DTYPES if is_triton else DTYPES
+    if dtype not in allowed:
+        return f"dtype {dtype} is not one of {allowed}: cast x and the factors to one of these"
+    return _why_not_triton(device, dtype) if is_triton else None
+
+
+def _why_not_triton(device: str, dtype: str) -> str | None:
+    missing = _triton_problem()
+    if missing:
+        return missing
+    if _interpreted():
+        if dtype == "bfloat16":
+            return "dtype bfloat16 is wrong in Triton's interpreter, use one of ('float32', 'float16') there"
+        return None
+    if not device.startswith("cuda"):
+        return (
+            f"device {device!r} is not a CUDA device: move x and the factors to one, use impl='torch_bmm', "
+            "or set TRITON_INTERPRET=1 before Python starts to interpret the kernel (slow, for tests)"
+        )
+    return _why_not_cuda(device)
+
+
+def _why_not_cuda(device: str) -> str | None:
+    if not torch.cuda.is_available():
+        return f"device {device!r} is no device that PyTorch finds: check the driver, or use the CPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if major < 8:
+        return f"compute capability {major}.{minor} is below the 8.0 that is needed: use impl='torch_bmm'"
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        return "Triton needs a C compiler to build its launcher and finds none: install gcc or set CC"
+    return None
+
+
+@functools.cache
+def _triton_problem() -> str | None:
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): pip install 'blrlab-ops[triton]'"
+    return None
+
+
+def _interpreted() -> bool:
+    return importlib.import_module("blrlab_ops.triton_product").INTERPRETED

@@ -1,0 +1,63 @@
+"""A kernel launch as a value: run it, or compile it ahead of time for a GPU that is not here.
+
+Holding the kernel, its grid and its arguments in one value lets the same code that launches a kernel also
+tell, from tensors on the "meta" device, what it would launch.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Launch(NamedTuple):
+    """One launch of a Triton kernel on a one-dimensional grid."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]  # tensors, ints and None, as the kernel names them
+    constants: dict[str, int]  # the kernel's tl.constexpr arguments
+    warps: int
+    stages: int
+
+
+def run(launches: list[Launch], device: torch.device) -> None:
+    """Run launches in order on the current stream of `device`; a launch of no programs is left out."""
+    with torch.cuda.device(device if device.type == "cuda" else -1):
+        for launch in launches:
+            if launch.programs:
+                options = {"num_warps": launch.warps, "num_stages": launch.stages}
+                launch.kernel[(launch.programs,)](**launch.arguments, **launch.constants, **options)
+
+
+def compile_for(launch: Launch, capability: int) -> int:
+    """Compile for a CUDA compute capability such as 86, without a GPU; return the shared memory it takes, in bytes.
+
+    Arguments are specialised as at run time (1 is a constant; multiples of 16 and the addresses of tensors
+    are marked as such), because alignment decides which loads are asynchronous and so how much shared memory
+    is taken. Needs a process in which Triton's interpreter is off.
+    """
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    signature, attributes = {}, {}
+    constants = dict(launch.constants)
+    for name in launch.kernel.arg_names:
+        value = {**launch.arguments, **launch.constants}[name]
+        signature[name] = "constexpr" if name in constants else _type_of(value)
+        if signature[name] == "constexpr":
+            constants[name] = value
+        elif isinstance(value, Tensor) or value % 16 == 0:
+            attributes[(launch.kernel.arg_names.index(name),)] = [["tt.divisibility", 16]]
+    source = ASTSource(launch.kernel, signature, constants, attributes)
+    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
+
+
+def _type_of(value: Any) -> str:
+    names = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+    if isinstance(value, Tensor):
+        return names[value.dtype]
+    if value is None or value == 1:
+        return "constexpr"
+    return "i32" if abs(value) < 2**31 else "i64"

@@ -1,0 +1,171 @@
+"""Errors, error budgets and random layers: what tests, `blrlab_ops.verify` and benchmarks agree on.
+
+An implementation passes when its error against float64 is at most twice that of `impl="torch_bmm"` in the
+same dtype plus one machine epsilon of that dtype (three times for gradients). `torch_bmm` is held to
+`impl="ref"` by the same rule. Both errors count: relative Frobenius, and the largest over the root mean
+square of the reference.
+"""
+
+import contextlib
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import factored
+
+
+class Layer(NamedTuple):
+    """One factored layer at one number of tokens; monarch: rank r' of a block; low_rank: blocks (1, 1)."""
+
+    format: str
+    tokens: int
+    in_features: int
+    out_features: int
+    blocks: tuple[int, int]
+    rank: int
+
+
+class Verdict(NamedTuple):
+    """Errors of one output with their budgets."""
+
+    error: float
+    error_max: float
+    error_budget: float
+    error_max_budget: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.error_budget and self.error_max <= self.error_max_budget
+
+
+# No powers of two, b1 != b2, tails in every tile, several tiles on every axis, no tokens at all.
+AWKWARD_LAYERS = (
+    Layer("low_rank", 0, 30, 42, (1, 1), 5),
+    Layer("low_rank", 1, 65, 130, (1, 1), 33),
+    Layer("low_rank", 63, 96, 80, (1, 1), 24),
+    Layer("low_rank", 197, 200, 300, (1, 1), 130),
+    Layer("low_rank", 1000, 33, 70, (1, 1), 7),
+    Layer("monarch", 0, 30, 42, (3, 2), 5),
+    Layer("monarch", 1, 66, 130, (2, 5), 7),
+    Layer("monarch", 63, 280, 96, (2, 3), 65),
+    Layer("monarch", 197, 150, 280, (3, 2), 48),
+    Layer("monarch", 1000, 30, 77, (5, 7), 3),
+    Layer("blast", 0, 30, 42, (3, 2), 5),
+    Layer("blast", 1, 66, 130, (2, 5), 7),
+    Layer("blast", 63, 280, 51, (2, 17), 70),
+    Layer("blast", 197, 150, 280, (3, 2), 100),
+    Layer("blast", 1000, 30, 77, (5, 7), 13),
+)
+
+
+def errors(out: Tensor, ref: Tensor) -> tuple[float, float]:
+    """Return (relative Frobenius error, largest error over RMS of `ref`); zeros where nothing differs."""
+    out, ref = out.detach().double(), ref.detach().double()
+    difference = out - ref
+    if not difference.any():  # also no elements at all, or a reference of zeros; NaN counts as a difference
+        return 0.0, 0.0
+    rms = ref.square().mean().sqrt()
+    return float(difference.norm() / ref.norm()), float(difference.abs().max() / rms)
+
+
+def random_factors(
+    format: str,
+    in_features: int,
+    out_features: int,
+    blocks: tuple[int, int] = (1, 1),
+    rank: int = 1,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> dict[str, Tensor]:
+    """Draw factors whose W has entries of about 1/sqrt(i); a seed gives the same numbers on every device."""
+    b1, b2 = blocks
+    p, q = in_features // b1, out_features // b2
+    shapes = {
+        "low_rank": {"V": (in_features, rank), "U": (rank, out_features)},
+        "monarch": {"V": (b1, b2, p, rank), "U": (b1, b2, rank, q)},
+        "blast": {"V": (b1, p, rank), "S": (b1, b2, rank), "U": (b2, rank, q)},
+    }[format]
+    scales = {"V": 1 / math.sqrt(in_features), "S": 1.0, "U": 1 / math.sqrt(rank)}
+    generator = torch.Generator().manual_seed(seed)
+    drawn = {name: _normal(shape, generator) * scales[name] for name, shape in shapes.items()}
+    return {name: factor.to(device, dtype) for name, factor in drawn.items()}
+
+
+def random_operands(
+    layer: Layer, *, seed: int = 0, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+    """Draw x [n, i] and bias [o] of unit variance, and factors: (x, factors, bias)."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    x = _normal((layer.tokens, layer.in_features), generator).to(device, dtype)
+    bias = _normal((layer.out_features,), generator).to(device, dtype)
+    return x, random_factors(layer.format, *layer[2:], seed=seed, dtype=dtype, device=device), bias
+
+
+def check(impl: str, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None = None) -> Verdict:
+    """Hold the output of `impl` to its budget, its memory filled with NaN beforehand."""
+    wide = {name: factor.double() for name, factor in factors.items()}
+    truth = factored.linear(x.double(), wide, None if bias is None else bias.double(), impl="ref")
+    yardstick = factored.linear(x, factors, bias, impl=_yardstick(impl))
+    with poisoned():
+        out = factored.linear(x, factors, bias, impl=impl)
+    return verdict(out, yardstick, truth, times=2)
+
+
+def check_gradients(impl: str, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor) -> dict[str, Verdict]:
+    """Hold the gradients of `impl` to their budgets, by operand: {"x": ..., "V": ..., "bias": ...}."""
+    operands = {"x": x, **factors, "bias": bias}
+    wide = {name: operand.double() for name, operand in operands.items()}
+    weights = _normal((*x.shape[:-1], bias.shape[0]), torch.Generator().manual_seed(2)).to(x.device, x.dtype)
+    truth = _gradients("ref", wide, weights.double())
+    yardstick = _gradients(_yardstick(impl), operands, weights)
+    with poisoned():
+        out = _gradients(impl, operands, weights)
+    return {name: verdict(out[name], yardstick[name], truth[name], times=3) for name in operands}
+
+
+def verdict(out: Tensor, yardstick: Tensor, truth: Tensor, *, times: int) -> Verdict:
+    """Judge `out` by `times` the errors of `yardstick` plus one machine epsilon of its dtype."""
+    allowed = [times * error + torch.finfo(out.dtype).eps for error in errors(yardstick, truth)]
+    return Verdict(*errors(out, truth), *allowed)
+
+
+@contextlib.contextmanager
+def poisoned() -> Iterator[None]:
+    """Fill every tensor that PyTorch allocates uninitialised with NaN while this lasts."""
+    on, warns = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    deterministic: Any = torch.utils.deterministic  # its switch is a property that type checkers do not see
+    fills = deterministic.fill_uninitialized_memory
+    with warnings.catch_warnings():
+        # PyTorch ties the filling to its deterministic mode, whose warnings are of no interest here.
+        warnings.simplefilter("ignore")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic.fill_uninitialized_memory = True
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(on, warn_only=warns)
+            deterministic.fill_uninitialized_memory = fills
+
+
+def _yardstick(impl: str) -> str:
+    return "ref" if impl == "torch_bmm" else "torch_bmm"
+
+
+def _gradients(impl: str, operands: Mapping[str, Tensor], weights: Tensor) -> dict[str, Tensor]:
+    leaves = {name: operand.detach().clone().requires_grad_() for name, operand in operands.items()}
+    factors = {name: leaf for name, leaf in leaves.items() if name not in ("x", "bias")}
+    y = factored.linear(leaves["x"], factors, leaves["bias"], impl=impl)
+    return dict(zip(leaves, torch.autograd.grad(y, list(leaves.values()), weights), strict=True))
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
