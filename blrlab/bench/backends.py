@@ -48,6 +48,7 @@ def xla(problem: Problem, copies: int) -> Contender:
     kernels = [jax.tree.map(lambda leaf: leaf + 0, problem.kernel) for _ in range(copies)]
 
     @jax.jit
+    @jax.default_matmul_precision("highest")  # float32 means IEEE on a GPU too, not tf32
     def chain(kernels: list, x: jax.Array) -> jax.Array:
         y = factors.apply(kernels[0], x)
         for kernel in kernels[1:]:

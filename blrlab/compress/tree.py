@@ -43,6 +43,7 @@ class Loss:
 
 
 @functools.partial(jax.jit, static_argnums=1)
+@jax.default_matmul_precision("highest")  # a GPU would fit the factors in tf32
 def _project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> tuple[Kernel, Array]:
     kernel = factors.project(weight, spec, key)
     wide = jnp.promote_types(weight.dtype, jnp.float32)

@@ -72,14 +72,20 @@ def _run(argv: Sequence[str]) -> int:
         "bench": kernel_stages.benchmark,
         "report": kernel_stages.make_report,
     }
+    fresh = not folder.exists()
     with workdir.locked():
         run.say(f"{name}, scale {scale or '-'}, in {folder}")
         for sentence in (*said, *(f"warning: {line}" for line in build.warnings(made))):
             run.say(sentence)
         run.say(kernel_stages.describe_specs(run))
         (folder / "config.json").write_text(json.dumps({"scale": scale, **config.to_dict()}, indent=1), "utf-8")
-        for stage in stages:
-            workdir.run(stage, lambda path, stage=stage: work[stage](run, path), run.say)
+        try:
+            for stage in stages:
+                workdir.run(stage, lambda path, stage=stage: work[stage](run, path), run.say)
+        except InputError:
+            if fresh:
+                workdir.forget()
+            raise
         workdir.gather()
     if "report" in stages:
         run.say(f"done: {folder / 'report.html'}")

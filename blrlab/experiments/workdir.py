@@ -135,14 +135,14 @@ class Workdir:
         Raises:
           InputError: the dense model would have to change, or a stage's earlier stages are missing.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"--workdir {self.root} is a file.")
         changes = [change for stage in KEPT for change in self.differences(stage)]
         if changes and self.stored("dense"):
             raise InputError(
                 f"{self.root} holds a dense model made otherwise ({'; '.join(changes)}): "
                 "take another --workdir, or set these fields back."
             )
-        if self.root.exists() and not self.root.is_dir():
-            raise InputError(f"--workdir {self.root} is a file.")
         for name in self._run:
             for needed in _stage(name).after:
                 if needed not in self._run and not self.done(needed):
@@ -168,6 +168,11 @@ class Workdir:
             except BlockingIOError:
                 raise InputError(f"another process works in {self.root}: wait for it, or take another.") from None
             yield
+
+    def forget(self) -> None:
+        """Remove the folder if no model is in it yet, so that a wrong input leaves nothing half-written."""
+        if not self.done("dense") and not (self.path("dense") / "checkpoints").exists():
+            shutil.rmtree(self.root, ignore_errors=True)
 
     def run(self, stage: str, work: Callable[[Path], None], say: Callable[[str], None]) -> None:
         """Run a stage unless its result is there; go on with a killed one; clear away an outdated one."""

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from blrlab.report.groups import Record, bench_by_device, sections, split_runs
+from blrlab.report.groups import Record, Run, bench_by_device, labels, sections, split_runs
 from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences
 from blrlab.report.tables.compression import compression_table
 from blrlab.report.tables.latency import latency_table
@@ -25,27 +25,12 @@ def print_report(records: Sequence[Record], console: Console | None = None) -> N
     sentence.
     """
     console = console or Console()
-    runs = split_runs(records)
     if not records:
         _say(console, NO_RECORDS)
         return
-    quality = sections(runs)
-    for (data_hash, device), members in quality.items():
-        tables = [*quality_tables(data_hash, device, members), compression_table(members)]
-        for table in filter(None, tables):
-            print_table(table, console)
-        for run in members:
-            for line in headlines(run):
-                _say(console, line)
-    if not quality:
-        _say(console, "Nothing was trained, compressed or evaluated in these records.")
-    timings = bench_by_device(runs)
-    for device, rows in timings.items():
-        print_table(latency_table(device, rows), console)
-        for line in latency_sentences(device, rows):
-            _say(console, line)
-    if not timings:
-        _say(console, "No layer was timed in these records.")
+    runs = split_runs(records)
+    _print_quality(runs, console)
+    _print_latency(runs, console)
 
 
 def print_table(table: Table, console: Console) -> None:
@@ -55,6 +40,29 @@ def print_table(table: Table, console: Console) -> None:
         console.print(_fitted(table, console))
     for note in table.notes:
         console.print(Text(note), highlight=False)
+
+
+def _print_quality(runs: list[Run], console: Console) -> None:
+    quality = sections(runs)
+    for (data_hash, device), members in quality.items():
+        tables = [*quality_tables(data_hash, device, members), compression_table(members)]
+        for table in filter(None, tables):
+            print_table(table, console)
+        for label, run in zip(labels(members), members, strict=True):
+            for line in headlines(run):
+                _say(console, f"{label}: {line}" if len(members) > 1 else line)
+    if not quality:
+        _say(console, "Nothing was trained, compressed or evaluated in these records.")
+
+
+def _print_latency(runs: list[Run], console: Console) -> None:
+    timings = bench_by_device(runs)
+    for device, rows in timings.items():
+        print_table(latency_table(device, rows), console)
+        for line in latency_sentences(device, rows):
+            _say(console, line)
+    if not timings:
+        _say(console, "No layer was timed in these records.")
 
 
 def _say(console: Console, line: str, style: str = "") -> None:

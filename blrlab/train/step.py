@@ -52,7 +52,7 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Call
         value, gradient = jax.value_and_grad(loss)(state.params, windows, key)
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": value, "grad_norm": optax.global_norm(gradient)}
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradient)}
         return State(state.step + 1, params, opt_state, state.seed), metrics
 
     return step

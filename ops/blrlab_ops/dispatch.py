@@ -56,7 +56,7 @@ def implementation(format: str, impl: str | None, device: torch.device, dtype: t
     return sys.modules[f"blrlab_ops.{format}.{choose(format, impl, device, dtype)}"]
 
 
-# A compiler that traces the caller takes the name as a constant, instead of tracing imports and device queries.
+# A compiler tracing the caller takes the name as a constant, and traces no imports or device queries.
 @torch.compiler.assume_constant_result
 def choose(format: str, impl: str | None, device: torch.device | str, dtype: torch.dtype | str) -> str:
     """Check a named implementation, or pick the best that can run without the interpreter; load its module.

@@ -31,7 +31,7 @@ def run(launches: list[Launch], device: torch.device) -> None:
 
 
 def compile_for(launch: Launch, capability: int) -> int:
-    """Compile for a CUDA compute capability such as 86, without a GPU; return the shared memory it takes, in bytes.
+    """Compile for a CUDA capability such as 86, without a GPU; return the bytes of shared memory it takes.
 
     Arguments are specialised as at run time (1 is a constant; multiples of 16 and the addresses of tensors
     are marked as such), because alignment decides which loads are asynchronous and so how much shared memory

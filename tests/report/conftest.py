@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,7 +101,7 @@ def compression(form: str = "monarch") -> list[Record]:
                 "relative_error": 0.48 + 0.06 * place + 0.025 * block + noise.gauss(0, 0.01),
                 "params_before": wide * out, "params_after": 64 * (wide + out), "seconds": 0.21,
                 "in_features": wide, "out_features": out,
-            })  # fmt: skip
+            })
     total = {"kind": "compress", "path": "*", "params_before": 3_421_184, "params_after": 1_267_105}
     return [*rows, {**total, "layer_factor": 3.1, "model_factor": 2.7, "seconds": 2.6}]
 
@@ -122,7 +123,7 @@ def bench_row(op: str, impl: str, net: str, layer: str, p50: float | None, **cha
         "method": "median of 60", "bound_us": bound, "flops": flops, "bytes": moved, "error": 3.1e-7, "error_budget": 7.4e-7,
         "passed": True, "device": DEVICE, "torch": "2.12.0", "triton": "3.7.0", "jax": "0.9.1", "driver": None,
         "commit": "4be1c07", "time": "2026-11-22T11:02:44Z",
-    }  # fmt: skip
+    }
     return {**record, **changes}
 
 
@@ -150,10 +151,19 @@ def full_run() -> list[Record]:
         env(), *train("dense", 400, 5.5, 1.5), *evaluation("dense", 1.520), *compression(), *evaluation("compressed", 2.310),
         *train("heal", 150, 2.3, 1.54), *train("dense_continued", 150, 1.5, 1.46), *evaluation("healed", 1.550),
         *evaluation("dense_continued", 1.475), *bench(),
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture
 def records() -> list[Record]:
     """One whole run."""
     return full_run()
+
+
+@pytest.fixture(scope="session")
+def build() -> SimpleNamespace:
+    """What makes single records."""
+    makers = (env, train, evaluation, compression, bench_row, bench, full_run)
+    return SimpleNamespace(
+        **{maker.__name__: maker for maker in makers}, device=DEVICE, interpreted=INTERPRETED
+    )

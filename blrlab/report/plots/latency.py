@@ -47,7 +47,6 @@ def _lines(timings: list[Timing]) -> list[Line]:
 
 
 def _panel(axes: Axes, timings: list[Timing], lines: list[Line], first: bool, width: float) -> None:
-    longest = max([_reach(t.record) for t in timings], default=0.0) or 1.0
     found = dict(zip(_lines(timings), timings, strict=True))
     places = _places(lines)
     for place, line in zip(places, lines, strict=True):
@@ -56,22 +55,24 @@ def _panel(axes: Axes, timings: list[Timing], lines: list[Line], first: bool, wi
         else:
             reason = why_no_time(found[line].record) if line in found else "not measured"
             _why(axes, place, reason or "not measured", width)
+    _frame(axes, timings)
+    axes.set_yticks(places, [f"{op}  {words.name(words.BACKENDS, impl)}" for op, impl in lines])
+    axes.set_ylim(places[-1] + 0.6, -0.6)
+    axes.tick_params(axis="y", length=0, labelleft=first)
+
+
+def _frame(axes: Axes, timings: list[Timing]) -> None:
     record = timings[0].record
     tokens = finite(record.get("tokens"))
     about = ["us", f"{tokens:.0f} tokens" if tokens else "", str(record.get("dtype") or "")]
     name = "whole model" if record.get("layer") == "*" else str(record.get("layer"))
     axes.set_title(f"{name}  {words.shape(record)}")
     axes.set_xlabel(", ".join(part for part in about if part))
-    axes.set_xlim(0, 1.3 * longest)
+    axes.set_xlim(0, 1.3 * max(_reach(t.record) for t in timings) or 1.0)
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(axis="y", visible=False)
-    axes.tick_params(axis="y", length=0)
-    axes.set_yticks(places, [f"{op}  {words.name(words.BACKENDS, impl)}" for op, impl in lines])
-    axes.set_ylim(places[-1] + 0.6, -0.6)
     axes.spines["left"].set_visible(False)
-    if not first:
-        axes.tick_params(labelleft=False)
 
 
 def _places(lines: list[Line]) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean
+from itertools import accumulate
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -37,12 +37,19 @@ def curves(run: Run) -> dict[str, Curve]:
 def smoothed(curve: Curve, window: int) -> Curve:
     """Return the centred mean of a curve over about `window` points, fewer at its steep beginning."""
     half = window // 2
-    heights = [loss for _, loss in curve]
-    reaches = [min(half, i + half // 2) for i in range(len(curve))]
-    return [
-        (step, fmean(heights[max(0, i - reach) : i + reach + 1]))
-        for i, ((step, _), reach) in enumerate(zip(curve, reaches, strict=True))
-    ]
+    sums = [0.0, *accumulate(loss for _, loss in curve)]
+    means: Curve = []
+    for i, (step, _) in enumerate(curve):
+        reach = min(half, i + half // 2)
+        first, last = max(0, i - reach), min(len(curve), i + reach + 1)
+        means.append((step, (sums[last] - sums[first]) / (last - first)))
+    return means
+
+
+def thinned(curve: Curve, most: int = 800) -> Curve:
+    """Keep every so-manieth point, and the last: no more than about `most`, for a page of bearable size."""
+    stride = -(-len(curve) // most)
+    return curve if stride == 1 else [*curve[:-1:stride], curve[-1]]
 
 
 def loss_figure(run: Run, width: float = WIDE) -> Figure | None:
@@ -131,8 +138,9 @@ def _lines(axes: Axes, found: dict[str, Curve]) -> None:
     for phase, curve in found.items():
         window = _window(curve)
         if window > 1:
-            axes.plot(*zip(*curve, strict=True), color=_colour(phase), linewidth=0.6, alpha=0.35)
-        axes.plot(*zip(*smoothed(curve, window), strict=True), color=_colour(phase), solid_capstyle="round")
+            axes.plot(*zip(*thinned(curve), strict=True), color=_colour(phase), linewidth=0.6, alpha=0.35)
+        mean = thinned(smoothed(curve, window))
+        axes.plot(*zip(*mean, strict=True), color=_colour(phase), solid_capstyle="round")
 
 
 def _evaluations(run: Run, found: dict[str, Curve]) -> list[tuple[float, float, str]]:
@@ -152,15 +160,12 @@ def _markers(axes: Axes, marks: list[tuple[float, float, str]]) -> None:
     for step, loss, stage in marks:
         colour = STAGE_COLOURS[stage]
         face = CARD if stage == "compressed" else colour
-        axes.plot(
-            step, loss, "o", color=face, markeredgecolor=colour, markersize=6, markeredgewidth=1.5, zorder=5
-        )
+        edge = {"markeredgecolor": colour, "markeredgewidth": 1.5}
+        axes.plot(step, loss, "o", color=face, markersize=6, zorder=5, **edge)
     heights = {stage: (step, loss) for step, loss, stage in marks}
     if "dense" in heights and "compressed" in heights:
         (x, low), (_, high) = heights["dense"], heights["compressed"]
-        axes.plot(
-            [x, x], [low, high], color=STAGE_COLOURS["compressed"], linestyle=(0, (1, 1.5)), linewidth=1.2
-        )
+        axes.plot([x, x], [low, high], color=STAGE_COLOURS["compressed"], ls=(0, (1, 1.5)), linewidth=1.2)
 
 
 def _unigram(axes: Axes, run: Run) -> None:

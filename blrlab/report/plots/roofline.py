@@ -1,12 +1,13 @@
 """The roofline: what the machine allows at each arithmetic intensity, and what every layer reached.
 
-Intensity is FLOP per byte moved, speed is FLOP per second. The roof is min(peak FLOP/s,
-intensity x peak bytes/s) with the peaks of the `env` record; a layer's bound is its FLOP over `bound_us`.
+Intensity is FLOP per byte moved, speed is FLOP per second. The roof is min(peak FLOP/s, intensity x peak
+bytes/s) with the peaks of the `env` record; a layer's bound is its FLOP over `bound_us`.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,30 +31,51 @@ from blrlab.report.summary.latency import by_layer, verified_time
 Point = tuple[float, float, Record]
 
 
+@dataclass(frozen=True)
+class Roof:
+    """A machine's peaks (FLOP/s, bytes/s) and the limits of the axes that show them."""
+
+    flops: float
+    bandwidth: float
+    left: float
+    right: float
+    low: float
+    top: float
+
+    @property
+    def ridge(self) -> float:
+        """Return the intensity from which on the arithmetic limits, in FLOP per byte."""
+        return self.flops / self.bandwidth
+
+    def at(self, intensity: float) -> float:
+        """Return the roof's height in FLOP/s."""
+        return min(self.flops, intensity * self.bandwidth)
+
+
 def roofline_figure(records: list[Record], peaks: Record, width: float = WIDE) -> Figure | None:
     """Draw a device's bench records under its roof, a panel per net; None without peaks or a measured layer.
 
     `width` in inches.
     """
-    flops, bandwidth = finite(peaks.get("flops_per_s")), finite(peaks.get("bytes_per_s"))
     rows = [t.record for timings in by_layer(records).values() for t in timings]
-    measured = [p for p in map(_measured, rows) if p]
-    if not flops or not bandwidth or not measured:
+    roof = _roof(peaks, [point for point in map(_measured, rows) if point])
+    if roof is None:
         return None
     nets = grouped(rows, lambda r: str(r.get("net") or ""))
-    wide = width > 6
-    columns = min(len(nets), 2) if wide else 1
+    columns = min(len(nets), 2) if width > 6 else 1
     lines = -(-len(nets) // columns)
     figure = new_figure(width, 0.5 + 3.9 * lines)
     axes: list[Axes] = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    reach = _reach(measured, flops, bandwidth)
     for place, (net, members) in zip(axes, nets.items(), strict=False):
-        _panel(place, members, (flops, bandwidth), reach)
+        _draw_roof(place, roof)
+        _draw_names(place, members, roof)
+        _draw_points(place, members)
         place.set_title(net)
         place.label_outer(remove_inner_ticks=True)
     for place in axes[len(nets) :]:
         place.set_visible(False)
-    _key(figure, rows, 6 if wide else 3)
+    handles = _handles(rows)
+    figure.legend(handles=handles, loc="outside lower center", ncols=6 if width > 6 else 3, handletextpad=0.3)
     return figure
 
 
@@ -62,143 +84,101 @@ def _intensity(record: Record) -> float | None:
     return flops / moved if flops and moved and flops > 0 and moved > 0 else None
 
 
+def _point(record: Record, time: float | None) -> Point | None:
+    intensity, flops = _intensity(record), finite(record.get("flops"))
+    return (intensity, flops / (time * 1e-6), record) if intensity and flops and time and time > 0 else None
+
+
 def _measured(record: Record) -> Point | None:
-    intensity, p50, flops = _intensity(record), verified_time(record), finite(record.get("flops"))
-    return (intensity, flops / (p50 * 1e-6), record) if intensity and p50 and flops else None
+    return _point(record, verified_time(record))
 
 
 def _bound(record: Record) -> Point | None:
-    intensity, bound, flops = _intensity(record), finite(record.get("bound_us")), finite(record.get("flops"))
-    return (
-        (intensity, flops / (bound * 1e-6), record) if intensity and bound and bound > 0 and flops else None
-    )
+    return _point(record, finite(record.get("bound_us")))
 
 
-def _reach(measured: list[Point], flops: float, bandwidth: float) -> tuple[float, float, float, float]:
-    """Return the limits of both axes: every point, the ridge of the roof, and room above it for the names."""
-    ridge = flops / bandwidth
-    left = min([ridge, *(x for x, _, _ in measured)]) / 3
-    right = max([ridge, *(x for x, _, _ in measured)]) * 3
-    low = min(y for _, y, _ in measured) / 2
-    decades = math.log10(flops / low)
-    return left, right, low, flops * 10 ** (0.75 * decades + 0.2)
+def _roof(peaks: Record, measured: list[Point]) -> Roof | None:
+    """Fit the axes to every point and the ridge, with room above the roof for the layers' names."""
+    flops, bandwidth = finite(peaks.get("flops_per_s")), finite(peaks.get("bytes_per_s"))
+    if not measured or not flops or not bandwidth or flops < 0 or bandwidth < 0:
+        return None
+    intensities = [flops / bandwidth, *(x for x, _, _ in measured)]
+    low = min(flops, *(y for _, y, _ in measured)) / 2
+    top = flops * (flops / low) ** 0.75 * 1.6
+    return Roof(flops, bandwidth, min(intensities) / 3, max(intensities) * 3, low, top)
 
 
-def _panel(
-    axes: Axes, rows: list[Record], peaks: tuple[float, float], reach: tuple[float, float, float, float]
-) -> None:
-    flops, bandwidth = peaks
-    left, right, low, top = reach
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.set_xlim(left, right)
-    axes.set_ylim(low, top)
-    ridge = flops / bandwidth
-    axes.plot([left, ridge, right], [left * bandwidth, flops, flops], color=INK, linewidth=1.3)
-    axes.annotate(
-        words.rate(bandwidth, "B/s"),
-        (ridge / 1.6, flops / 1.6),
-        xytext=(8, -4),
-        textcoords="offset points",
-        va="top",
-        fontsize=8,
+def _draw_roof(axes: Axes, roof: Roof) -> None:
+    axes.set(xscale="log", yscale="log", xlim=(roof.left, roof.right), ylim=(roof.low, roof.top))
+    axes.plot(
+        [roof.left, roof.ridge, roof.right],
+        [roof.left * roof.bandwidth, roof.flops, roof.flops],
         color=INK,
+        linewidth=1.3,
     )
+    style = {"textcoords": "offset points", "fontsize": 8, "color": INK}
     axes.annotate(
-        words.rate(flops, "FLOP/s"),
-        (right, flops),
-        xytext=(-2, 3),
-        textcoords="offset points",
-        ha="right",
-        fontsize=8,
-        color=INK,
+        words.rate(roof.flops, "FLOP/s"), (roof.right, roof.flops), xytext=(-2, 3), ha="right", **style
     )
-    _names(axes, rows, peaks, reach)
-    for x, y, _ in filter(None, map(_bound, rows)):
-        axes.plot(x, y, "_", color=INK, markersize=11, markeredgewidth=3)
-    for x, y, record in filter(None, map(_measured, rows)):
-        colour = BACKEND_COLOURS.get(str(record.get("impl")), MUTED)
-        axes.plot(
-            x,
-            y,
-            FORMAT_MARKERS.get(str(record.get("op")), "o"),
-            color=colour,
-            markeredgecolor=CARD,
-            markeredgewidth=0.7,
-            markersize=6.5,
-            linestyle="none",
-        )
+    slope = (roof.ridge / 1.6, roof.flops / 1.6)
+    axes.annotate(words.rate(roof.bandwidth, "B/s"), slope, xytext=(8, -4), va="top", **style)
     axes.set_xlabel("arithmetic intensity (FLOP per byte)")
     axes.set_ylabel("speed")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if top > 1e4 * low else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(
-        FuncFormatter(lambda value, _: words.rate(value, "FLOP/s") if value < 1.5 * flops else "")
-    )
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if roof.top > 1e4 * roof.low else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _speed(value, roof)))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_minor_formatter(NullFormatter())
 
 
-def _names(
-    axes: Axes, rows: list[Record], peaks: tuple[float, float], reach: tuple[float, float, float, float]
-) -> None:
+def _speed(value: float, roof: Roof) -> str:
+    # Above the roof stand names, and there is no speed to read off.
+    return words.rate(value, "FLOP/s") if value < 1.5 * roof.flops else ""
+
+
+def _draw_points(axes: Axes, rows: list[Record]) -> None:
+    for x, y, _ in filter(None, map(_bound, rows)):
+        axes.plot(x, y, "_", color=INK, markersize=11, markeredgewidth=3)
+    for x, y, record in filter(None, map(_measured, rows)):
+        axes.plot(
+            x,
+            y,
+            FORMAT_MARKERS.get(str(record.get("op")), "o"),
+            color=BACKEND_COLOURS.get(str(record.get("impl")), MUTED),
+            markeredgecolor=CARD,
+            markeredgewidth=0.7,
+            markersize=6.5,
+        )
+
+
+def _draw_names(axes: Axes, rows: list[Record], roof: Roof) -> None:
     """Write each layer's name above the roof at its intensity, layers of one op and intensity together."""
-    flops, bandwidth = peaks
-    left, right, low, top = reach
-    # The names stand above the roof; what leads to them bends where neighbours were moved apart.
-    step = (top / flops) ** 0.22
     known = [(x, r) for x, r in ((_intensity(r), r) for r in rows) if x is not None]
     groups = grouped(known, lambda pair: (str(pair[1].get("op")), round(math.log10(pair[0]), 2)))
     places = [members[0][0] for members in groups.values()]
-    decades = math.log10(right / left)
-    apart = spread([math.log10(x) for x in places], 0.06 * decades)
-    for (op, _), members, x, shifted in zip(groups, groups.values(), places, apart, strict=True):
+    apart = spread([math.log10(x) for x in places], 0.06 * math.log10(roof.right / roof.left))
+    # A name's leader bends above the roof where neighbours were moved apart.
+    base = roof.flops * (roof.top / roof.flops) ** 0.22
+    for (op, _), members, x, moved in zip(groups, groups.values(), places, apart, strict=True):
         layers = ", ".join(dict.fromkeys(str(r.get("layer")) for _, r in members))
+        leader = ([x, x, 10**moved], [roof.low, roof.at(x), base])
+        axes.plot(*leader, color=MUTED, linewidth=0.5, alpha=0.6, zorder=1)
         name = f"{words.name(words.FORMATS, op)} {layers}"
-        roof = min(flops, x * bandwidth)
-        axes.plot(
-            [x, x, 10**shifted], [low, roof, step * flops], color=MUTED, linewidth=0.5, alpha=0.6, zorder=1
-        )
-        axes.text(
-            10**shifted,
-            1.06 * step * flops,
-            name,
-            rotation=90,
-            rotation_mode="anchor",
-            va="center",
-            fontsize=7,
-        )
+        axes.text(10**moved, 1.06 * base, name, rotation=90, rotation_mode="anchor", va="center", fontsize=7)
 
 
-def _key(figure: Figure, rows: list[Record], columns: int) -> None:
-    """Tell backends by colour and ops by shape."""
+def _handles(rows: list[Record]) -> list[Line2D]:
+    """Tell backends by colour and ops by shape, those measured only."""
     measured = [r for r in rows if _measured(r)]
-    handles = [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker="s",
-            markersize=7,
-            color=colour,
-            label=words.name(words.BACKENDS, impl),
-        )
-        for impl, colour in BACKEND_COLOURS.items()
-        if any(r.get("impl") == impl for r in measured)
-    ]
-    handles += [
-        Line2D(
-            [],
-            [],
-            linestyle="none",
-            marker=marker,
-            color=CARD,
-            markeredgecolor=INK,
-            label=words.name(words.FORMATS, op),
-        )
-        for op, marker in FORMAT_MARKERS.items()
-        if any(r.get("op") == op for r in measured)
-    ]
-    handles.append(Line2D([], [], linestyle="none", marker="_", color=INK, markersize=9, label="bound"))
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8.5, handletextpad=0.3)
+    impls = [impl for impl in BACKEND_COLOURS if any(r.get("impl") == impl for r in measured)]
+    ops = [op for op in FORMAT_MARKERS if any(r.get("op") == op for r in measured)]
+    backends = [_handle("s", BACKEND_COLOURS[impl], words.name(words.BACKENDS, impl)) for impl in impls]
+    shapes = [_handle(FORMAT_MARKERS[op], INK, words.name(words.FORMATS, op), hollow=True) for op in ops]
+    return [*backends, *shapes, _handle("_", INK, "bound")]
+
+
+def _handle(marker: str, colour: str, label: str, hollow: bool = False) -> Line2D:
+    face = CARD if hollow else colour
+    edge = INK if hollow else colour
+    return Line2D([], [], linestyle="none", marker=marker, color=face, markeredgecolor=edge, label=label)

@@ -90,9 +90,8 @@ _RC: dict[Any, Any] = {
 }
 
 
-def style() -> AbstractContextManager[None]:
-    """Return the context in which every figure is drawn and written."""
-    return matplotlib.rc_context(_RC)
+# As a context or a decorator: what every figure is drawn and written under.
+STYLE = matplotlib.rc_context(_RC)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -122,7 +121,8 @@ def name_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 
     `gap` is the least distance between labels, as a share of the axes' height.
     """
     bottom, top = axes.get_ylim()
-    heights = [(value - bottom) / (top - bottom) for value, _, _ in ends]
+    # A label far outside would push the axes out of the figure.
+    heights = [min(1.0, max(0.0, (value - bottom) / (top - bottom))) for value, _, _ in ends]
     for height, (_, label, colour) in zip(spread(heights, gap), ends, strict=True):
         axes.annotate(
             label, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontsize=8.5

@@ -38,8 +38,8 @@ def _check(x: Tensor, V: Tensor, S: Tensor, U: Tensor, bias: Tensor | None) -> N
     fits = V.ndim == S.ndim == U.ndim == 3 and S.shape == (V.shape[0], U.shape[0], V.shape[2])
     if not fits or U.shape[1] != V.shape[2]:
         raise ValueError(
-            "blast: V must be [b1, p, r], S [b1, b2, r] and U [b2, r, q] of the same blocks and rank; "
-            f"their shapes are {list(V.shape)}, {list(S.shape)}, {list(U.shape)}"
+            "blast: V must be [b1, p, r], S [b1, b2, r] and U [b2, r, q] of the same blocks and rank, "
+            f"not {list(V.shape)}, {list(S.shape)} and {list(U.shape)}"
         )
     b1, p, _ = V.shape
     checks.operands("blast", x, {"V": V, "S": S, "U": U}, bias, b1 * p, U.shape[0] * U.shape[2])

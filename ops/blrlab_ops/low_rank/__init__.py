@@ -32,7 +32,5 @@ def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None, *, impl:
 
 def _check(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None) -> None:
     if V.ndim != 2 or U.ndim != 2 or V.shape[1] != U.shape[0]:
-        raise ValueError(
-            f"low_rank: V must be [i, r] and U [r, o] of one rank; their shapes are {list(V.shape)}, {list(U.shape)}"
-        )
+        raise ValueError(f"low_rank: V must be [i, r] and U [r, o], not {list(V.shape)} and {list(U.shape)}")
     checks.operands("low_rank", x, {"V": V, "U": U}, bias, V.shape[0], U.shape[1])

@@ -34,8 +34,8 @@ def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None, *, impl:
 def _check(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None) -> None:
     if V.ndim != 4 or U.ndim != 4 or V.shape[:2] != U.shape[:2] or V.shape[3] != U.shape[2]:
         raise ValueError(
-            "monarch: V must be [b1, b2, p, r'] and U [b1, b2, r', q] of the same blocks and rank; "
-            f"their shapes are {list(V.shape)}, {list(U.shape)}"
+            "monarch: V must be [b1, b2, p, r'] and U [b1, b2, r', q] of the same blocks and rank, "
+            f"not {list(V.shape)} and {list(U.shape)}"
         )
     b1, b2, p, _ = V.shape
     checks.operands("monarch", x, {"V": V, "U": U}, bias, b1 * p, b2 * U.shape[3])

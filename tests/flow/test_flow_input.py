@@ -1,0 +1,145 @@
+"""Wrong input: one clear sentence, exit code 2, nothing half-written, never a traceback."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from blrlab.experiments import run
+
+CONFIG = "--config=configs/gpt2_monarch.py:small"
+
+WRONG = {
+    "no config": ([], "no config"),
+    "missing file": (["--config=configs/gpt2_monrch.py"], "Did you mean configs/gpt2_monarch.py?"),
+    "unknown scale": (["--config=configs/gpt2_monarch.py:huge"], "it is one of small, full"),
+    "unknown flag": ([CONFIG, "--wrkdir=x"], "Did you mean --workdir?"),
+    "not a flag": ([CONFIG, "blast"], "is not a flag"),
+    "no value": ([CONFIG, "--config.seed"], "needs a value"),
+    "unknown key": ([CONFIG, "--config.factors.fromat=blast"], 'Did you mean "factors.format"?'),
+    "a group": ([CONFIG, "--config.factors=blast"], "is a group of fields"),
+    "wrong type": ([CONFIG, "--config.factors.rank=many"], "is a whole number"),
+    "wrong float": ([CONFIG, "--config.train.learning_rate=fast"], "is a number"),
+    "unknown format": ([CONFIG, "--config.factors.format=monach"], 'Did you mean "monarch"?'),
+    "unknown backend": ([CONFIG, "--config.bench.backends=xla,tritn"], 'Did you mean "triton"?'),
+    "unknown net": ([CONFIG, "--config.bench.nets=gpt3"], "unknown net"),
+    "unknown stage": ([CONFIG, "--config.stages=dense,compres"], 'Did you mean "compress"?'),
+    "no stages": ([CONFIG, "--config.stages="], "stages is empty"),
+    "unknown source": ([CONFIG, "--config.data.source=web"], "stdlib, folder, huggingface"),
+    "unknown tokenizer": ([CONFIG, "--config.data.tokenizer=words"], "byte, bpe, checkpoint"),
+    "tokenizer without model": ([CONFIG, "--config.data.tokenizer=checkpoint"], "set init_from"),
+    "blocks do not divide": ([CONFIG, "--config.factors.blocks=5"], "h_0/attn/c_attn (192 x 576): 5 input blocks"),
+    "allowed blocks": ([CONFIG, "--config.factors.blocks=5"], "1, 2, 3, 4, 6, 8"),
+    "rank does not divide": ([CONFIG, "--config.factors.rank=30"], "28 and 32 are"),
+    "negative rank": ([CONFIG, "--config.factors.rank=-4"], "h_0/attn/c_attn"),
+    "negative blocks": ([CONFIG, "--config.factors.blocks=-4"], "h_0/attn/c_attn"),
+    "malformed rules": ([CONFIG, "--config.rules=(1, 2)"], "a rule is a pair"),
+    "rule matches nothing": ([CONFIG, "--config.rules=(('*/c_fcc', {}),)"], "matches no layer"),
+    "heads": ([CONFIG, "--config.model.heads=5"], "5 heads do not divide its width of 192"),
+    "warm-up": ([CONFIG, "--config.train.warmup=400"], "does not fit into 400 steps"),
+    "no batch": ([CONFIG, "--config.train.batch=0"], "config.train"),
+    "small vocabulary": ([CONFIG, "--config.model.vocab_size=100"], "less than the 256 tokens"),
+    "eval windows": ([CONFIG, "--config.eval.windows=0"], "eval.windows"),
+    "model dtype": ([CONFIG, "--config.model.dtype=int8"], "unknown model dtype"),
+    "missing checkpoint": ([CONFIG, "--config.init_from=./nowhere"], "it is not a folder"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_sentence(case, tmp_path, capsys):
+    arguments, sentence = WRONG[case]
+    folder = tmp_path / "run"
+    assert run.main([*arguments, f"--workdir={folder}"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert len(captured.err.splitlines()) == 1
+    assert sentence in captured.err
+    assert not folder.exists()
+
+
+def test_missing_and_empty_text(tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "file.txt").write_text("")
+    for path, sentence in ((tmp_path / "nowhere", "no folder of text"), (tmp_path / "empty", "no text in")):
+        flags = ["--config.data.source=folder", f"--config.data.path={path}"]
+        assert run.main([CONFIG, f"--workdir={tmp_path / 'run'}", *flags]) == 2
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "run").exists()
+
+
+def test_text_too_short(tiny, tmp_path, capsys):
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "file.txt").write_text("a few words")
+    arguments = [*tiny, f"--workdir={tmp_path / 'run'}", f"--config.data.path={tmp_path / 'text'}"]
+    assert run.main(arguments) == 2
+    assert "less than one" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_does_not_compress_is_warned_about(tiny, tmp_path, capsys):
+    arguments = [*tiny, f"--workdir={tmp_path / 'run'}", "--config.stages=data", "--config.factors.rank=24"]
+    assert run.main(arguments) == 0
+    assert "warning: h_0/attn/c_attn: monarch has 2,304 parameters, dense 1,728" in capsys.readouterr().out
+
+
+def test_workdir_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run.main([CONFIG, f"--workdir={tmp_path / 'file'}"]) == 2
+    assert "is a file" in capsys.readouterr().err
+
+
+def test_no_permission(tmp_path):
+    """A folder that cannot be written to is refused; run as nobody, since root may write anywhere."""
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        assert run.main([CONFIG, f"--workdir={tmp_path / 'run'}"]) == 2
+        return
+    assert run.main([CONFIG, "--workdir=/proc/blrlab"]) == 2
+
+
+def test_full_disk(tmp_path, capsys, monkeypatch):
+    usage = os.statvfs(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": usage.f_bsize})())
+    assert run.main([CONFIG, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "MB free" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_checkpoint(tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = [*tiny, f"--workdir={folder}"]
+    assert run.main([*arguments, "--config.stages=data,dense"]) == 0
+    for path in (folder / "dense" / "params").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    assert run.main([*arguments, "--config.stages=compress"]) == 2
+    assert "is damaged" in capsys.readouterr().err
+
+
+def test_another_process_in_the_folder(tiny, tmp_path, capsys):
+    import fcntl
+
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert run.main([*tiny, f"--workdir={folder}"]) == 2
+    assert "another process" in capsys.readouterr().err
+
+
+def test_a_mistake_is_answered_before_jax_loads():
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "blrlab.experiments.run", CONFIG, "--config.sed=1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()) == (2, ['error: unknown config field "sed". Did you mean "seed"?'])
+    assert time.perf_counter() - started < 5
+
+
+def test_importing_blrlab_and_configs_loads_no_jax():
+    program = (
+        "import sys, blrlab; from blrlab.experiments import command; "
+        "command.load(['--config=configs/gpt2_blast.py:full']); assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -1,0 +1,111 @@
+"""From config to records to report, and what a second run of the same work folder does."""
+
+import json
+
+import pytest
+
+from blrlab import records
+from blrlab.experiments import run
+
+FORMATS = ("low_rank", "monarch", "blast")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    """A work folder in which every stage has run."""
+    folder = tmp_path_factory.mktemp("work") / "run"
+    assert run.main([*tiny, f"--workdir={folder}"]) == 0
+    return folder
+
+
+def test_run_leaves_records_and_report(finished):
+    found = records.read(finished / "records.jsonl")
+    assert {record["kind"] for record in found} == set(records.KINDS)
+    stages = {record["stage"] for record in found if record["kind"] == "eval"}
+    assert stages == {"dense", "dense_continued", "compressed", "healed"}
+    assert {record["phase"] for record in found if record["kind"] == "train"} == {"dense", "heal", "dense_continued"}
+    hashes = {record["data_hash"] for record in found if "data_hash" in record}
+    assert hashes == {next(record["data"]["hash"] for record in found if record.get("data"))}
+    timed = {(row["op"], row["impl"]) for row in found if row["kind"] == "bench" and row["p50"]}
+    assert timed == {(op, impl) for op in ("dense", "monarch") for impl in ("xla", "torch")}
+    assert "<svg" in (finished / "report.html").read_text()
+    assert json.loads((finished / "config.json").read_text())["scale"] == "small"
+
+
+def test_errors_are_recorded_for_every_factored_layer(finished):
+    rows = [row for row in records.read(finished / "records.jsonl") if row["kind"] == "compress"]
+    assert [row["path"] for row in rows] == ["h_0/attn/c_attn", "h_0/mlp/c_fc", "h_0/mlp/c_proj", "*"]
+    layers, whole = rows[:-1], rows[-1]
+    assert all(0 < row["relative_error"] < 1 for row in layers)
+    saved = sum(row["params_before"] - row["params_after"] for row in layers)
+    assert whole["params_before"] - whole["params_after"] == saved > 0
+
+
+def test_second_run_does_nothing_new(finished, tiny, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.glob("*/stage.json")}
+    assert run.main([*tiny, f"--workdir={finished}"]) == 0
+    out = capsys.readouterr().out
+    assert "step" not in out
+    after = {path: path.stat().st_mtime_ns for path in finished.glob("*/stage.json")}
+    assert before == after
+    assert out.splitlines()[-1] == f"done: {finished / 'report.html'}"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_another_format_keeps_the_dense_model(finished, tiny, capsys, format):
+    arguments = [*tiny, f"--workdir={finished}", f"--config.factors.format={format}"]
+    dense = (finished / "dense" / "stage.json").stat().st_mtime_ns
+    assert run.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "dense: step" not in out
+    assert "dense_continued: step" not in out
+    assert (finished / "dense" / "stage.json").stat().st_mtime_ns == dense
+    if format != "monarch":
+        assert f"-> {format}: running again from compress on" in out
+    found = records.read(finished / "records.jsonl")
+    assert {record["op"] for record in found if record["kind"] == "bench"} == {"dense", format}
+    assert {record["format"] for record in found if record["kind"] == "compress"} == {format}
+
+
+def test_a_change_of_the_dense_model_is_refused(finished, tiny, capsys):
+    before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
+    assert run.main([*tiny, f"--workdir={finished}", "--config.train.steps=13"]) == 2
+    assert "train.steps: 12 -> 13" in capsys.readouterr().err
+    assert before == sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
+
+
+def test_dense_format_and_restricted_stages(tiny, tmp_path, capsys):
+    folder = tmp_path / "run"
+    arguments = [*tiny, f"--workdir={folder}", "--config.factors.format=dense"]
+    assert run.main([*arguments, "--config.stages=compress"]) == 2
+    assert "starts from dense" in capsys.readouterr().err
+    assert not folder.exists()
+    assert run.main([*arguments, "--config.stages=data,dense"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"done: {folder / 'records.jsonl'}"
+    assert run.main([*arguments, "--config.stages=compress,eval,bridge,bench,report"]) == 0
+    found = records.read(folder / "records.jsonl")
+    assert {record["stage"] for record in found if record["kind"] == "eval"} == {"dense", "compressed"}
+    losses = {record["stage"]: record["value"] for record in found if record.get("metric") == "loss"}
+    assert losses["dense"] == losses["compressed"]
+
+
+def test_pretrained_checkpoint(tiny, tmp_path, capsys):
+    transformers = pytest.importorskip("transformers")
+    tokenizers = pytest.importorskip("tokenizers")
+    sizes = {"n_layer": 1, "n_head": 2, "n_embd": 24, "n_positions": 32, "vocab_size": 300}
+    settings = transformers.GPT2Config(**sizes, bos_token_id=0, eos_token_id=0)
+    transformers.GPT2LMHeadModel(settings).save_pretrained(tmp_path / "model")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=260, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["alpha beta"], trainer)
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    arguments = [*tiny, f"--workdir={tmp_path / 'run'}", f"--config.init_from={tmp_path / 'model'}"]
+    assert run.main([*arguments, "--config.stages=data,dense,compress,heal,eval"]) == 0
+    out = capsys.readouterr().out
+    assert f"parameters from {tmp_path / 'model'}" in out
+    assert "nats/token" in out
+    assert "dense: step" not in out

@@ -1,0 +1,140 @@
+"""Every format and implementation that a CPU runs: right in every dtype, at every shape, for any strides."""
+
+import blrlab_ops
+import pytest
+import torch
+from blrlab_ops import testing
+from blrlab_ops.testing import Layer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+CPU_IMPLS = ("ref", "torch_bmm")
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+SMALL = (
+    Layer("low_rank", 12, 30, 42, (1, 1), 5),
+    Layer("monarch", 12, 30, 42, (3, 2), 5),
+    Layer("blast", 12, 30, 42, (3, 2), 5),
+)
+
+
+def _name(value) -> str:
+    return "-".join(map(str, value)) if isinstance(value, Layer) else str(value)
+
+
+def _by_hand(x, factors):
+    """Multiply block by block, straight from the definition of each format."""
+    if set(factors) == {"V", "U"} and factors["V"].ndim == 2:
+        return x @ factors["V"] @ factors["U"]
+    V, U, S = factors["V"], factors["U"], factors.get("S")
+    b1, b2 = (V.shape[0], U.shape[0]) if S is not None else V.shape[:2]
+    x_blocks = x.chunk(b1, dim=-1)
+
+    def block(l: int, k: int):
+        if S is None:
+            return x_blocks[l] @ V[l, k] @ U[l, k]
+        return x_blocks[l] @ V[l] @ torch.diag(S[l, k]) @ U[k]
+
+    return torch.cat([sum(block(l, k) for l in range(b1)) for k in range(b2)], dim=-1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("impl", CPU_IMPLS)
+@pytest.mark.parametrize("layer", testing.AWKWARD_LAYERS, ids=_name)
+def test_output_is_within_its_error_budget(layer, impl, dtype):
+    x, factors, bias = testing.random_operands(layer, dtype=dtype)
+    y = blrlab_ops.linear(x, factors, bias, impl=impl)
+    assert y.shape == (layer.tokens, layer.out_features)
+    assert y.dtype == dtype
+    verdict = testing.check(impl, x, factors, bias)
+    assert verdict.passed, verdict
+
+
+@pytest.mark.parametrize("impl", CPU_IMPLS)
+@pytest.mark.parametrize("layer", SMALL, ids=_name)
+def test_output_follows_the_definition_of_the_format(layer, impl):
+    x, factors, bias = testing.random_operands(layer, dtype=torch.float64)
+    expected = _by_hand(x, factors)
+    torch.testing.assert_close(blrlab_ops.linear(x, factors, impl=impl), expected)
+    torch.testing.assert_close(blrlab_ops.linear(x, factors, bias, impl=impl), expected + bias)
+    torch.testing.assert_close(x @ blrlab_ops.to_dense(factors), expected)
+
+
+@pytest.mark.parametrize("impl", CPU_IMPLS)
+@pytest.mark.parametrize("layer", SMALL, ids=_name)
+@pytest.mark.parametrize("shape", [(), (12,), (3, 4), (2, 3, 2), (0,), (2, 0, 3)], ids=str)
+def test_any_leading_shape(layer, impl, shape):
+    x, factors, bias = testing.random_operands(layer, dtype=torch.float64)
+    rows = x[: max(1, torch.Size(shape).numel())] if torch.Size(shape).numel() else x[:0]
+    y = blrlab_ops.linear(rows.reshape(*shape, 30), factors, bias, impl=impl)
+    assert y.shape == (*shape, 42)
+    torch.testing.assert_close(y, (_by_hand(rows, factors) + bias).reshape(*shape, 42))
+
+
+@pytest.mark.parametrize("impl", CPU_IMPLS)
+@pytest.mark.parametrize("layer", SMALL, ids=_name)
+def test_any_strides(layer, impl):
+    x, factors, bias = testing.random_operands(layer, dtype=torch.float64)
+    expected = _by_hand(x, factors) + bias
+    spread = torch.stack([x, x], dim=-1)[..., 0]  # [n, i] of column stride 2
+    turned = {name: factor.mT.contiguous().mT for name, factor in factors.items()}
+    sparse_bias = torch.stack([bias, bias], dim=-1)[:, 0]
+    for strided in (spread, x.mT.contiguous().mT, x.reshape(3, 4, 30).transpose(0, 1)):
+        y = blrlab_ops.linear(strided, turned, sparse_bias, impl=impl)
+        wanted = expected if strided.ndim == 2 else expected.reshape(3, 4, 42).transpose(0, 1)
+        torch.testing.assert_close(y, wanted)
+
+
+@given(
+    format=st.sampled_from(("low_rank", "monarch", "blast")),
+    sizes=st.tuples(*[st.integers(1, 5)] * 6),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=60, deadline=None)
+def test_torch_bmm_is_a_product_with_the_dense_weight(format, sizes, seed):
+    tokens, b1, b2, p, q, rank = sizes
+    layer = Layer(format, tokens, b1 * p, b2 * q, (b1, b2) if format != "low_rank" else (1, 1), rank)
+    x, factors, bias = testing.random_operands(layer, seed=seed, dtype=torch.float64)
+    expected = x @ blrlab_ops.to_dense(factors) + bias
+    packed = blrlab_ops.pack(factors, impl="torch_bmm")
+    for weights in (factors, packed):
+        torch.testing.assert_close(blrlab_ops.linear(x, weights, bias, impl="torch_bmm"), expected)
+
+
+def test_blast_contains_low_rank_and_monarch():
+    V, U = (testing.random_factors("low_rank", 12, 20, rank=6, dtype=torch.float64)[name] for name in "VU")
+    ones = torch.ones(3, 2, 6, dtype=torch.float64)
+    same = blrlab_ops.blast.to_dense(V.reshape(3, 4, 6), ones, U.reshape(6, 2, 10).transpose(0, 1))
+    torch.testing.assert_close(same, V @ U)
+
+    monarch = testing.random_factors("monarch", 12, 20, (2, 2), 3, dtype=torch.float64)
+    V, S, U = torch.zeros(2, 6, 6).double(), torch.zeros(2, 2, 6).double(), torch.zeros(2, 6, 10).double()
+    for l in range(2):
+        for k in range(2):
+            group = slice(3 * ((l + k) % 2), 3 * ((l + k) % 2) + 3)
+            V[l, :, group], S[l, k, group], U[k, group] = monarch["V"][l, k], 1.0, monarch["U"][l, k]
+    torch.testing.assert_close(blrlab_ops.blast.to_dense(V, S, U), blrlab_ops.to_dense(monarch))
+
+
+class _Operations(TorchDispatchMode):
+    """Note the names of all operations that PyTorch dispatches."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.add(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("layer", SMALL, ids=_name)
+def test_torch_bmm_copies_nothing_when_factors_are_packed(layer):
+    x, factors, bias = testing.random_operands(layer)
+    packed = blrlab_ops.pack(factors, impl="torch_bmm")
+    for name, factor in factors.items():
+        torch.testing.assert_close(packed[name], factor, rtol=0, atol=0)
+    with _Operations() as seen:
+        blrlab_ops.linear(x, packed, bias, impl="torch_bmm")
+    assert not seen.names & {"clone", "copy_", "_to_copy", "contiguous", "cat"}, seen.names
+    assert seen.names & {"bmm", "mm"}
