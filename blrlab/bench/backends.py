@@ -19,7 +19,7 @@ from blrlab import factors
 from blrlab.bench.problem import Problem
 from blrlab.bridge import to_torch
 
-TRITON = "triton_two_stage"
+BMM, TRITON = "torch_bmm", "triton_two_stage"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def xla(problem: Problem, copies: int) -> Contender:
 
 def torch_eager(problem: Problem, copies: int) -> Contender:
     """Run the layer as PyTorch batched products, eagerly."""
-    return _torch("torch", problem, copies, _torch_call("torch_bmm"))
+    return _torch("torch", problem, copies, BMM, _torch_call(BMM))
 
 
 def torch_compile(problem: Problem, copies: int) -> Contender:
@@ -77,13 +77,13 @@ def torch_compile(problem: Problem, copies: int) -> Contender:
     import torch
 
     torch.compiler.reset()
-    compiled = torch.compile(_torch_call("torch_bmm"), fullgraph=True, dynamic=False)
-    return _torch("torch_compile", problem, copies, compiled)
+    compiled = torch.compile(_torch_call(BMM), fullgraph=True, dynamic=False)
+    return _torch("torch_compile", problem, copies, BMM, compiled)
 
 
 def triton(problem: Problem, copies: int) -> Contender:
     """Run the layer on the Triton kernels."""
-    return _torch("triton", problem, copies, _torch_call(TRITON))
+    return _torch("triton", problem, copies, TRITON, _torch_call(TRITON))
 
 
 BACKENDS: dict[str, Callable[[Problem, int], Contender]] = {
@@ -103,10 +103,16 @@ def _torch_call(impl: str) -> Callable[[Any, Any], Any]:
     return call
 
 
-def _torch(impl: str, problem: Problem, copies: int, call: Callable[[Any, Any], Any]) -> Contender:
+def _torch(
+    name: str, problem: Problem, copies: int, impl: str, call: Callable[[Any, Any], Any]
+) -> Contender:
+    """Make a contender of a torch function; the factors are laid out once as `impl` wants them, untimed."""
+    import blrlab_ops
     import torch
 
     x, first = to_torch(problem.x), to_torch(problem.kernel)
+    if isinstance(first, dict):
+        first = blrlab_ops.pack(first, impl=impl)
     with torch.no_grad():
         kernels = [jax.tree.map(lambda leaf: leaf.clone(), first) for _ in range(copies)]
 
@@ -120,14 +126,14 @@ def _torch(impl: str, problem: Problem, copies: int, call: Callable[[Any, Any], 
             return call(x, first).float().cpu().numpy()
 
     if x.device.type != "cuda":
-        return Contender(impl, output, every, copies, True, "host clock, warm weights")
-    graph = _capture(every)
+        return Contender(name, output, every, copies, True, "host clock, warm weights")
+    replay = _capture(every)
     method = f"CUDA graph of {copies} calls, each on its own weights; CUDA events"
-    return Contender(impl, output, graph.replay, copies, False, method)
+    return Contender(name, output, replay, copies, False, method)
 
 
-def _capture(run: Callable[[], None]) -> Any:
-    """Record a run as a CUDA graph, after warming up on a side stream."""
+def _capture(run: Callable[[], None]) -> Callable[[], None]:
+    """Record a run as a CUDA graph, after warming up on a side stream; return its replay."""
     import torch
 
     side = torch.cuda.Stream()
@@ -139,7 +145,12 @@ def _capture(run: Callable[[], None]) -> Any:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph
+
+    def replay(recorded: Any = run) -> None:
+        """Replay; the default argument keeps the weights alive, which the graph knows by address only."""
+        graph.replay()
+
+    return replay
 
 
 def why_not(impl: str, problem: Problem) -> str | None:
@@ -148,8 +159,6 @@ def why_not(impl: str, problem: Problem) -> str | None:
         return None
     if importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed"
-    if impl == "triton" and problem.spec.format == "dense":
-        return "no Triton kernel for dense layers; cuBLAS runs under torch"
     device = _device()
     if device == "cuda" and not _cuda():
         return "JAX is on a GPU, but this PyTorch finds none"

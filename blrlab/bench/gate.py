@@ -1,8 +1,7 @@
 """The gate before the clock: an output against float64, in the dtype and shape that is timed.
 
-A library's product (XLA, PyTorch, torch.compile) is held to what the arithmetic allows: two epsilons of its dtype
-plus what float32 sums of that length lose. This project's own kernels are held closer: to twice the error of
-PyTorch's batched products on the same numbers, plus one epsilon.
+The budgets are `blrlab_ops.budgets`: a library's product (XLA, PyTorch, torch.compile) is held to what arithmetic
+allows, this project's own kernels to twice the errors of PyTorch's batched products on the same numbers.
 """
 
 import math
@@ -10,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from blrlab_ops import budgets
 
 from blrlab.bench.problem import Problem
 
@@ -46,9 +46,7 @@ def judge(problem: Problem, output: np.ndarray, yardstick: tuple[float, float] |
     """
     epsilon = float(jnp.finfo(problem.dtype).eps)
     if yardstick is None:
-        sums = math.sqrt(problem.spec.in_features) * float(jnp.finfo(jnp.float32).eps)
-        # Of n o values the largest error lies some standard deviations out; eight leave room for all of them.
-        allowed = (2 * epsilon + sums, 8 * (2 * epsilon + sums))
+        allowed = budgets.of_library(epsilon, problem.spec.in_features)
     else:
-        allowed = (2 * yardstick[0] + epsilon, 2 * yardstick[1] + epsilon)
+        allowed = budgets.of_kernel(yardstick, epsilon)
     return Verdict(*errors(output, problem.reference), *allowed)

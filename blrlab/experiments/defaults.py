@@ -41,7 +41,7 @@ def _everything() -> ConfigDict:
     config.data.subset = "wikitext-103-raw-v1"
     config.data.valid_fraction = 0.1
     config.data.tokenizer = "bpe"  # byte, bpe, or checkpoint (that of init_from)
-    config.data.vocab_size = 50257  # of a trained BPE
+    config.data.vocab_size = 8192  # of a trained BPE; the default text is too small to teach more
 
     config.model = ConfigDict()  # with init_from, the sizes are the checkpoint's
     config.model.net = "gpt2s"  # whose published ranks and blocks a 0 below stands for
@@ -53,8 +53,8 @@ def _everything() -> ConfigDict:
     config.model.dropout = 0.1
     config.model.dtype = "bfloat16"
 
-    config.train = _training(steps=4000, batch=16, learning_rate=6e-4, warmup=200)
-    config.heal = _training(steps=1000, batch=16, learning_rate=3e-4, warmup=50)
+    config.train = _training(steps=2000, batch=16, learning_rate=6e-4, warmup=200)
+    config.heal = _training(steps=500, batch=16, learning_rate=3e-4, warmup=50)
 
     config.factors = ConfigDict()
     config.factors.format = "monarch"  # dense, low_rank, monarch or blast

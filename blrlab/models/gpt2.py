@@ -32,7 +32,7 @@ class Config:
       layers: number of blocks.
       heads: H, dividing the width.
       width: D.
-      dropout: share of activations dropped while training.
+      dropout: share of activations dropped while training, after the embeddings and every residual branch.
       dtype: of the computation; parameters are float32, norms and softmax are computed in float32.
 
     Raises:
@@ -88,11 +88,7 @@ class Attention(_Part):
         """Attend; each position sees itself and those before it."""
         qkv = self.linear("c_attn", 3 * self.config.width)(x)
         q, k, v = rearrange(qkv, "B T (three H d) -> three B T H d", three=3, H=self.config.heads)
-        scores = jnp.einsum("BtHd,BsHd->BHts", q, k, preferred_element_type=jnp.float32)
-        visible = jnp.tril(jnp.ones((1, 1, x.shape[1], x.shape[1]), bool))
-        scores = jnp.where(visible, scores * q.shape[-1] ** -0.5, jnp.finfo(jnp.float32).min)
-        weights = self.dropout(jax.nn.softmax(scores, axis=-1).astype(v.dtype), train)
-        mixed = rearrange(jnp.einsum("BHts,BsHd->BtHd", weights, v), "B T H d -> B T (H d)")
+        mixed = rearrange(jax.nn.dot_product_attention(q, k, v, is_causal=True), "B T H d -> B T (H d)")
         return self.dropout(self.linear("c_proj", self.config.width, residual=True)(mixed), train)
 
 

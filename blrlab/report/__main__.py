@@ -10,13 +10,13 @@ thing on the same device, the last one counts.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from blrlab import records
 from blrlab.report import print_report, write_html
 from blrlab.report.groups import Record
 
@@ -26,21 +26,13 @@ RECORDS = "records.jsonl"
 def read_run(path: Path) -> list[Record]:
     """Read the records of a run's folder or file, each with the field `run`: where it was read from.
 
-    Raises ValueError, with the path and what is wrong, where there is no such file or a line is no record.
+    Raises ValueError, with the path and what is wrong, where there is no such file or a line is damaged.
     """
     file = path / RECORDS if path.is_dir() else path
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        within = f": the folder holds no {RECORDS}" if path.is_dir() else ""
-        raise ValueError(f"no records at {file}{within}") from None
+        return [{**record, "run": str(path)} for record in records.read(file)]
     except (OSError, UnicodeDecodeError) as problem:
         raise ValueError(f"cannot read {file}: {problem}") from None
-    return [
-        {**_record(line, f"{file}:{number}"), "run": str(path)}
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,24 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     try:
-        records = [record for path in chosen.runs for record in read_run(path)]
-        print_report(records, Console())
+        found = [record for path in chosen.runs for record in read_run(path)]
+        print_report(found, Console())
         if chosen.out:
-            print(f"\nwrote {write_html(records, chosen.out)}")
+            print(f"\nwrote {write_html(found, chosen.out)}")
     except (ValueError, OSError) as problem:
         print(f"blrlab.report: {problem}", file=sys.stderr)
         return 2
     return 0
-
-
-def _record(line: str, place: str) -> Record:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as problem:
-        raise ValueError(f"{place}: not a line of JSON ({problem.msg}, column {problem.colno})") from None
-    if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
-        raise ValueError(f"{place}: a record is a JSON object with a `kind`, and this line is not")
-    return record
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Which records belong together.
 
 A run is one configuration on one data set and one device: the records between one `env` record and the
-next, from one file. Losses are compared inside one run, and runs share a table only where their data hash
-and device agree. Records that carry no data hash of their own (compress, bench) take that of their `env`
-record; where there is no `env` record, the first hash and device found in the same file.
+next, from one file. Losses are compared inside one run, and runs share a table only where data hash and
+device agree. An `env` record without a config goes on with that of the one before it. Records that carry
+no data hash of their own (compress, bench) take that of their `env` record; where there is none, the
+first one found in the file.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 Record = dict[str, Any]
@@ -40,8 +42,11 @@ class Run:
 
     @property
     def env(self) -> Record:
-        """Return the latest `env` record, or an empty one."""
-        return (self.of("env") or [{}])[-1]
+        """Return the latest known value of every field of the `env` records, empty where there is none."""
+        merged: Record = {}
+        for record in self.of("env"):
+            merged |= {key: value for key, value in record.items() if value is not None or key not in merged}
+        return merged
 
     @property
     def has_quality(self) -> bool:
@@ -91,7 +96,9 @@ def split_runs(records: Iterable[Record]) -> list[Run]:
         first_device = next((text(r["device"]) for r in rows if r.get("device")), UNKNOWN)
         env: Record = {}
         for row in rows:
-            env = row if row.get("kind") == "env" else env
+            if row.get("kind") == "env":
+                # A later stage records its machine again, without naming the config it goes on with.
+                env = row if row.get("config") else {**env, **row}
             data_hash = row.get("data_hash") or mapping(env.get("data")).get("hash")
             key = (
                 source,
@@ -110,14 +117,16 @@ def sections(runs: Iterable[Run]) -> dict[tuple[str, str], list[Run]]:
 
 
 def labels(runs: list[Run]) -> list[str]:
-    """Name each run by as little as tells them apart: config, scale, where it was read from, and the rest."""
+    """Name each run by as little as tells them apart: config, scale, folder, and in the end everything."""
+    configs = [f"{run.config} {run.scale}".strip() for run in runs]
     choices = (
         [run.config for run in runs],
-        [f"{run.config} {run.scale}".strip() for run in runs],
-        [f"{run.config} {run.scale} ({text(run.source)})" for run in runs],
+        configs,
+        [PurePath(text(run.source)).name for run in runs],
+        [f"{name} ({text(run.source)})" for name, run in zip(configs, runs, strict=True)],
         [
-            f"{run.config} {run.scale} ({text(run.source)}, {run.device}, {run.data_hash[:12]})"
-            for run in runs
+            f"{name} ({text(run.source)}, {run.device}, {run.data_hash[:12]})"
+            for name, run in zip(configs, runs, strict=True)
         ],
     )
     return next((names for names in choices if len(set(names)) == len(names)), choices[-1])

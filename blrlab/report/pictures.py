@@ -14,12 +14,12 @@ from blrlab.report.plots.errors import error_figure
 from blrlab.report.plots.latency import latency_figures
 from blrlab.report.plots.loss import loss_figure
 from blrlab.report.plots.roofline import roofline_figure
-from blrlab.report.plots.style import NARROW, WIDE, style
+from blrlab.report.plots.style import NARROW, WIDE
 from blrlab.report.summary.compression import layer_records
 from blrlab.report.tables.provenance import peaks_in_words
 
 LOSS_CAPTION = (
-    "Thin lines are single batches, thick ones their running mean; dots are evaluations on held-out data."
+    "Thin lines are batches as logged, thick ones their running mean; dots are evaluations on held-out data."
 )
 JUMP_CAPTION = (
     " Compression lifts the loss along the dotted line, from the dense model's dot to the open one. Healing "
@@ -64,8 +64,7 @@ def run_pictures(runs: list[Run], named: bool) -> list[Picture]:
 
 def device_pictures(device: str, records: list[Record], peaks: Record) -> list[Picture]:
     """Return the latency of each net's layers and the roofline of one device."""
-    with style():
-        wide, narrow = latency_figures(records, WIDE), latency_figures(records, NARROW)
+    wide, narrow = latency_figures(records, WIDE), latency_figures(records, NARROW)
     found = [
         # How to read the bars is said once, above the first.
         Picture(
@@ -94,6 +93,5 @@ def _loss_picture(label: str, run: Run) -> Picture:
 
 
 def _picture(title: str, caption: str, draw: Callable[[float], Figure | None], absent: str) -> Picture:
-    with style():
-        wide, narrow = draw(WIDE), draw(NARROW)
+    wide, narrow = draw(WIDE), draw(NARROW)
     return Picture(title, caption, (wide, narrow) if wide and narrow else None, absent)

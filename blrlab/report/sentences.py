@@ -43,18 +43,20 @@ def won_back(known: dict[str, float | None], continued: str = "the dense model t
         return "without a compressed and a healed loss there is no share won back"
     parts: list[str] = []
     for stage, reference in (("dense", "the dense model"), ("dense_continued", continued)):
-        share = share_won_back(known.get(stage), compressed, healed)
-        if known.get(stage) is None:
+        dense = known.get(stage)
+        share = share_won_back(dense, compressed, healed)
+        lost = "of the loss won back " if not any("won back" in part for part in parts) else ""
+        if dense is None:
             parts.append(f"no loss of {reference} to compare with")
         elif share is None:
             parts.append(f"nothing was lost against {reference}")
         elif share < 0:
-            parts.append(
-                f"none of the loss won back against {reference} (healing added {healed - compressed:.3f})"
-            )
+            parts.append(f"none {lost}against {reference} (healing added {healed - compressed:.3f})")
+        elif share > 1:
+            # The share of a small loss is a large and empty number; how far healing went past is a full one.
+            parts.append(f"all {lost}against {reference} (healed {dense - healed:.3f} below it)")
         else:
-            of_the_loss = "" if any("won back" in part for part in parts) else " of the loss won back"
-            parts.append(f"{words.percent(share)}{of_the_loss} against {reference}")
+            parts.append(f"{words.percent(share)} {lost}against {reference}")
     return ", ".join(parts)
 
 

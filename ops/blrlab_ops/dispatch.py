@@ -53,11 +53,16 @@ def why_not(format: str, impl: str, device: torch.device | str, dtype: torch.dty
 
 def implementation(format: str, impl: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
     """Return the module of the chosen implementation; raises as `choose` does."""
-    return sys.modules[f"blrlab_ops.{format}.{choose(format, impl, device, dtype)}"]
+    if torch.compiler.is_compiling():
+        # Tracers take the name as a constant. Imported here because it loads the compiler, for over a second.
+        from .tracing import choose_as_constant
+
+        name = choose_as_constant(format, impl, device, dtype)
+    else:
+        name = choose(format, impl, device, dtype)
+    return sys.modules[f"blrlab_ops.{format}.{name}"]
 
 
-# A compiler tracing the caller takes the name as a constant, and traces no imports or device queries.
-@torch.compiler.assume_constant_result
 def choose(format: str, impl: str | None, device: torch.device | str, dtype: torch.dtype | str) -> str:
     """Check a named implementation, or pick the best that can run without the interpreter; load its module.
 
@@ -70,9 +75,7 @@ def choose(format: str, impl: str | None, device: torch.device | str, dtype: tor
 
 @functools.cache
 def _choose(format: str, impl: str | None, device: str, dtype: str) -> str:
-    if impl is None:
-        runnable = [name for name in impls(format) if _runs_natively(format, name, device, dtype)]
-        impl = runnable[-1] if runnable else impls(format)[0]
+    impl = impl or _best(format, device, dtype)
     reason = why_not(format, impl, device, dtype)
     if reason:
         raise CannotRun(f"impl {impl!r} of {format} cannot run: {reason}")
@@ -80,10 +83,12 @@ def _choose(format: str, impl: str | None, device: str, dtype: str) -> str:
     return impl
 
 
-def _runs_natively(format: str, impl: str, device: str, dtype: str) -> bool:
-    if why_not(format, impl, device, dtype):
-        return False
-    return not (impl.startswith("triton_") and _interpreted())
+def _best(format: str, device: str, dtype: str) -> str:
+    for impl in reversed(impls(format)):
+        natively = not impl.startswith("triton_") or (device.startswith("cuda") and not _interprets())
+        if natively and why_not(format, impl, device, dtype) is None:
+            return impl
+    return impls(format)[0]
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -104,7 +109,7 @@ def _why_not_triton(device: str, dtype: str) -> str | None:
     missing = _triton_problem()
     if missing:
         return missing
-    if _interpreted():
+    if _interprets():
         if dtype == "bfloat16":
             return "dtype bfloat16 is wrong in Triton's interpreter, use one of ('float32', 'float16') there"
         return None
@@ -131,11 +136,11 @@ def _why_not_cuda(device: str) -> str | None:
 @functools.cache
 def _triton_problem() -> str | None:
     try:
-        importlib.import_module("triton")
+        importlib.import_module("triton.knobs")
     except ImportError as error:
-        return f"Triton cannot be imported ({error}): pip install 'blrlab-ops[triton]'"
+        return f"Triton 3.4 or newer cannot be imported ({error}): pip install 'blrlab-ops[triton]'"
     return None
 
 
-def _interpreted() -> bool:
-    return importlib.import_module("blrlab_ops.triton_product").INTERPRETED
+def _interprets() -> bool:
+    return _triton_problem() is None and importlib.import_module("blrlab_ops.triton_product").INTERPRETED

@@ -1,14 +1,14 @@
 """The batched matrix product that the Triton implementations share.
 
 out[b] = left[b] @ right[b] + bias[b] for every batch b, accumulated in float32. All operands are strided
-views, so that cutting x into blocks, and permuting an intermediate, happens in the addresses and never in
-memory:
+views, so that cutting x into blocks and permuting an intermediate happen in the addresses, never in memory:
 - left   [b, n, depth];
-- right  [b, depth groups, depth of a group, column groups, columns of a group], where groups x group = the
-  whole;
+- right  [b, depth groups, depth of a group, column groups, columns of a group];
 - out    [b, n, column groups, columns of a group];
-- bias   [b, columns] or None. Groups are what lets one matrix axis run over two axes of a factor, such as (k,
-r') of a Monarch V. Offsets are 64-bit. float32 is multiplied as IEEE float32, never as tf32.
+- bias   [b, columns] or None.
+
+Groups let one axis of a matrix run over two axes of a factor, such as (k, r') of a Monarch V. Offsets are
+64-bit. float32 is multiplied as IEEE float32, never as tf32.
 """
 
 from typing import NamedTuple

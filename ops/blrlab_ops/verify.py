@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from . import dispatch, testing
-from .testing import Layer
+from .testing import Case
 
 _SHAPE = re.compile(r"(\w+):(\d+)x(\d+)x(\d+)(?::b(\d+)x(\d+))?:r(\d+)")
 _COLUMNS = "{:<9} {:<17} {:>6} {:>6} {:>6} {:>7} {:>5} {:<9} {:>9} {:>9} {:>9} {}"
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failures else 0
 
 
-def parse_shape(text: str) -> Layer:
+def parse_shape(text: str) -> Case:
     """Read `format:TOKENSxINxOUT[:bB1xB2]:rRANK`.
 
     >>> parse_shape("monarch:384x768x2304:b4x4:r48").blocks
@@ -60,7 +60,7 @@ def parse_shape(text: str) -> Layer:
     tokens, in_features, out_features, b1, b2, rank = (int(group or 1) for group in match.groups()[1:])
     if min(b1, b2, rank, in_features, out_features) < 1 or in_features % b1 or out_features % b2:
         raise ValueError(f"shape {text!r}: blocks must divide the features, and only tokens may be 0")
-    return Layer(match[1], tokens, in_features, out_features, (b1, b2), rank)
+    return Case(match[1], tokens, in_features, out_features, (b1, b2), rank)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _layers(options: argparse.Namespace) -> list[Layer]:
-    layers = [parse_shape(text) for text in options.shape or ()] or testing.AWKWARD_LAYERS
+def _layers(options: argparse.Namespace) -> list[Case]:
+    layers = [parse_shape(text) for text in options.shape or ()] or testing.AWKWARD
     if options.format != "all":
         dispatch.impls(options.format)
         layers = [layer for layer in layers if layer.format == options.format]
@@ -86,7 +86,7 @@ def _layers(options: argparse.Namespace) -> list[Layer]:
 
 
 def _check_named(
-    named: list[str] | None, layers: list[Layer], device: torch.device, dtype: torch.dtype
+    named: list[str] | None, layers: list[Case], device: torch.device, dtype: torch.dtype
 ) -> None:
     for format in dict.fromkeys(layer.format for layer in layers):
         for impl in named or ():
@@ -94,7 +94,7 @@ def _check_named(
 
 
 def _rows(
-    layers: list[Layer], named: list[str] | None, device: torch.device, dtype: torch.dtype, seed: int
+    layers: list[Case], named: list[str] | None, device: torch.device, dtype: torch.dtype, seed: int
 ) -> Iterator[dict]:
     for layer in layers:
         x, factors, bias = testing.random_operands(layer, seed=seed, dtype=dtype, device=device)
@@ -103,7 +103,7 @@ def _rows(
                 yield _row(layer, impl, dtype, testing.check(impl, x, factors, bias))
 
 
-def _row(layer: Layer, impl: str, dtype: torch.dtype, verdict: testing.Verdict) -> dict:
+def _row(layer: Case, impl: str, dtype: torch.dtype, verdict: testing.Verdict) -> dict:
     sizes = {name: value for name, value in layer._asdict().items() if name != "format"}
     row = {"op": layer.format, "impl": impl, **sizes, "dtype": str(dtype).removeprefix("torch.")}
     return row | verdict._asdict() | {"passed": verdict.passed}

@@ -10,7 +10,8 @@ import pytest
 
 from blrlab import records
 
-MOMENTS = ("dense: step 10", "a save", "compress: h_0", "heal: step 4", "dense_continued: step 2")
+# Half-way through a save comes first: later moments leave no save of the dense phase to catch.
+MOMENTS = ("a save", "dense: step 10", "compress: h_0", "heal: step 4", "dense_continued: step 2")
 
 
 def _start(arguments):
@@ -18,24 +19,35 @@ def _start(arguments):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def _finish(arguments):
+    """Run to the end; return what was printed."""
+    with _start(arguments) as process:
+        printed = process.stdout.read()
+    assert process.returncode == 0, printed
+    return printed
+
+
 def _kill_at(moment, arguments, folder):
-    """Run until a line begins with the moment, or until a checkpoint is being written, then SIGKILL."""
-    process = _start(arguments)
-    if moment == "a save":
-        while process.poll() is None and not _saving(folder / "dense" / "checkpoints"):
-            time.sleep(0.0005)
-        seen = process.poll() is None
-    else:
-        seen = any(line.startswith(moment) for line in process.stdout)
-    os.kill(process.pid, signal.SIGKILL)
-    process.stdout.close()
-    process.wait()
-    return seen
+    """Run until a line begins with the moment, or until a checkpoint is being written, then SIGKILL.
+
+    Returns what was printed, or fails if the moment never came.
+    """
+    lines = []
+    with _start(arguments) as process:
+        if moment == "a save":
+            while process.poll() is None and not _saving(folder / "dense" / "checkpoints"):
+                time.sleep(0.0005)
+            seen = process.poll() is None
+        else:
+            seen = any(lines.append(line) or line.startswith(moment) for line in process.stdout)
+        process.send_signal(signal.SIGKILL)
+    assert seen, f"{moment}: {''.join(lines)}"
+    return "".join(lines)
 
 
 def _saving(folder):
     try:
-        return any("tmp" in entry.name for entry in os.scandir(folder))
+        return any("tmp" in name for name in os.listdir(folder))
     except FileNotFoundError:
         return False
 
@@ -52,13 +64,10 @@ def _losses(folder):
 def test_kills_change_nothing(tiny, tmp_path):
     stages = "--config.stages=data,dense,compress,heal,continue,eval"
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    assert _start([*tiny, stages, f"--workdir={straight}"]).wait() == 0
+    _finish([*tiny, stages, f"--workdir={straight}"])
     arguments = [*tiny, stages, f"--workdir={killed}"]
-    # Half-way through a save comes first, since the later moments leave no save of the dense phase to catch.
-    for moment in sorted(MOMENTS, key=lambda moment: moment != "a save"):
-        assert _kill_at(moment, arguments, killed), moment
-    last = _start(arguments)
-    out = last.stdout.read()
-    assert last.wait() == 0, out
-    assert "going on from step" in out
+    printed = "".join(_kill_at(moment, arguments, killed) for moment in MOMENTS)
+    printed += _finish(arguments)
+    assert "dense: going on from step" in printed
+    assert "heal: going on from step" in printed
     assert _losses(killed) == _losses(straight)

@@ -1,19 +1,19 @@
-"""Compile representative launches for each chip and print a JSON object a line, for test_ops_ahead_of_time.py."""
+"""Compile representative launches for each chip and print JSON lines, for test_ops_ahead_of_time.py."""
 
 import importlib
 import json
 
 import torch
 from blrlab_ops import launching
-from blrlab_ops.testing import Layer, random_factors
+from blrlab_ops.testing import Case, random_factors
 
 EVERY_DTYPE = (torch.bfloat16, torch.float16, torch.float32)
 CASES = (
-    (Layer("monarch", 1024, 4096, 4096, (16, 16), 64), EVERY_DTYPE),
-    (Layer("monarch", 1, 768, 2304, (4, 4), 48), (torch.bfloat16,)),
-    (Layer("blast", 1024, 4096, 4096, (16, 16), 1024), EVERY_DTYPE),
-    (Layer("blast", 197, 768, 2304, (3, 3), 128), (torch.bfloat16,)),
-    (Layer("low_rank", 7, 33, 70, (1, 1), 5), (torch.bfloat16, torch.float32)),
+    (Case("monarch", 1024, 4096, 4096, (16, 16), 64), EVERY_DTYPE),
+    (Case("monarch", 1, 768, 2304, (4, 4), 48), (torch.bfloat16,)),
+    (Case("blast", 1024, 4096, 4096, (16, 16), 1024), EVERY_DTYPE),
+    (Case("blast", 197, 768, 2304, (3, 3), 128), (torch.bfloat16,)),
+    (Case("low_rank", 7, 33, 70, (1, 1), 5), (torch.bfloat16, torch.float32)),
 )
 
 
@@ -27,7 +27,7 @@ def main() -> None:
                     print(json.dumps(row | {"capability": capability, "shared": shared}))
 
 
-def _launches(layer: Layer, dtype: torch.dtype) -> list[launching.Launch]:
+def _launches(layer: Case, dtype: torch.dtype) -> list[launching.Launch]:
     module = importlib.import_module(f"blrlab_ops.{layer.format}.triton_two_stage")
     factors = random_factors(layer.format, *layer[2:], dtype=dtype, device="meta")
     x, y, bias = (

@@ -6,13 +6,13 @@ import blrlab_ops
 import pytest
 import torch
 from blrlab_ops import dispatch, testing
-from blrlab_ops.testing import Layer
+from blrlab_ops.testing import Case
 
 IMPL = "triton_two_stage"
 LAYERS = (
-    Layer("low_rank", 63, 30, 42, (1, 1), 5),
-    Layer("monarch", 63, 30, 42, (3, 2), 5),
-    Layer("blast", 63, 30, 42, (3, 2), 7),
+    Case("low_rank", 63, 30, 42, (1, 1), 5),
+    Case("monarch", 63, 30, 42, (3, 2), 5),
+    Case("blast", 63, 30, 42, (3, 2), 7),
 )
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.format)
 
@@ -86,10 +86,10 @@ def test_packed_factors_give_the_same(layer):
 @pytest.mark.parametrize(
     "layer",
     [
-        Layer("low_rank", 70, 70, 150, (1, 1), 65),
-        Layer("monarch", 70, 140, 300, (2, 2), 70),
-        Layer("blast", 70, 140, 300, (2, 2), 70),
-        Layer("blast", 40, 35, 36, (5, 18), 33),
+        Case("low_rank", 70, 70, 150, (1, 1), 65),
+        Case("monarch", 70, 140, 300, (2, 2), 70),
+        Case("blast", 70, 140, 300, (2, 2), 70),
+        Case("blast", 40, 35, 36, (5, 18), 33),
     ],
     ids=lambda layer: f"{layer.format}-{layer.blocks[1]}",
 )

@@ -4,7 +4,7 @@ import blrlab_ops
 import pytest
 import torch
 from blrlab_ops import testing
-from blrlab_ops.testing import Layer
+from blrlab_ops.testing import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,14 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 CPU_IMPLS = ("ref", "torch_bmm")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SMALL = (
-    Layer("low_rank", 12, 30, 42, (1, 1), 5),
-    Layer("monarch", 12, 30, 42, (3, 2), 5),
-    Layer("blast", 12, 30, 42, (3, 2), 5),
+    Case("low_rank", 12, 30, 42, (1, 1), 5),
+    Case("monarch", 12, 30, 42, (3, 2), 5),
+    Case("blast", 12, 30, 42, (3, 2), 5),
 )
 
 
 def _name(value) -> str:
-    return "-".join(map(str, value)) if isinstance(value, Layer) else str(value)
+    return "-".join(map(str, value)) if isinstance(value, Case) else str(value)
 
 
 def _by_hand(x, factors):
@@ -40,7 +40,7 @@ def _by_hand(x, factors):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("impl", CPU_IMPLS)
-@pytest.mark.parametrize("layer", testing.AWKWARD_LAYERS, ids=_name)
+@pytest.mark.parametrize("layer", testing.AWKWARD, ids=_name)
 def test_output_is_within_its_error_budget(layer, impl, dtype):
     x, factors, bias = testing.random_operands(layer, dtype=dtype)
     y = blrlab_ops.linear(x, factors, bias, impl=impl)
@@ -93,7 +93,7 @@ def test_any_strides(layer, impl):
 @settings(max_examples=60, deadline=None)
 def test_torch_bmm_is_a_product_with_the_dense_weight(format, sizes, seed):
     tokens, b1, b2, p, q, rank = sizes
-    layer = Layer(format, tokens, b1 * p, b2 * q, (b1, b2) if format != "low_rank" else (1, 1), rank)
+    layer = Case(format, tokens, b1 * p, b2 * q, (b1, b2) if format != "low_rank" else (1, 1), rank)
     x, factors, bias = testing.random_operands(layer, seed=seed, dtype=torch.float64)
     expected = x @ blrlab_ops.to_dense(factors) + bias
     packed = blrlab_ops.pack(factors, impl="torch_bmm")

@@ -1,5 +1,7 @@
 """Costs against hand counts and real factors; devices; bounds."""
 
+import doctest
+
 import pytest
 from blrlab_ops import cost, devices, testing
 from hypothesis import given
@@ -26,6 +28,13 @@ def test_flops_count_the_loops(format, tokens, b1, b2, p, q, rank):
     mixing = sum(tokens * rank for _ in blocks) if format == "blast" else 0
     found = cost.flops(format, tokens, b1 * p, b2 * q, (b1, b2), rank)
     assert found == (2 * products, 2 * mixing)
+
+
+@pytest.mark.parametrize("module", [cost, devices], ids=lambda module: module.__name__)
+def test_examples(module):
+    failed, attempted = doctest.testmod(module)
+    assert not failed
+    assert attempted
 
 
 def test_hand_counts():

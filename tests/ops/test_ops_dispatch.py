@@ -3,14 +3,14 @@
 import blrlab_ops
 import pytest
 import torch
-from blrlab_ops import testing
-from blrlab_ops.testing import Layer
+from blrlab_ops import dispatch, testing
+from blrlab_ops.testing import Case
 
 FORMATS = ("low_rank", "monarch", "blast")
 
 
 def _operands(format: str, **options):
-    layer = Layer(format, 4, 30, 42, (1, 1) if format == "low_rank" else (3, 2), 5)
+    layer = Case(format, 4, 30, 42, (1, 1) if format == "low_rank" else (3, 2), 5)
     return testing.random_operands(layer, **options)
 
 

@@ -6,22 +6,22 @@ import blrlab_ops
 import pytest
 import torch
 from blrlab_ops import dispatch, testing, verify
-from blrlab_ops.testing import Layer
+from blrlab_ops.testing import Case
 
 IMPLS = ("ref", "torch_bmm", "triton_two_stage")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MODEL_LAYERS = (
-    Layer("low_rank", 1024, 4096, 4096, (1, 1), 1024),
-    Layer("monarch", 1024, 4096, 4096, (16, 16), 64),
-    Layer("monarch", 384, 768, 2304, (4, 4), 48),
-    Layer("monarch", 16384, 1152, 3456, (8, 8), 48),
-    Layer("monarch", 1, 4096, 11008, (16, 16), 96),
-    Layer("blast", 1024, 4096, 4096, (16, 16), 1024),
-    Layer("blast", 197, 768, 2304, (3, 3), 128),
-    Layer("blast", 16384, 1152, 3456, (9, 9), 384),
-    Layer("blast", 1, 4096, 11008, (16, 16), 1488),
+    Case("low_rank", 1024, 4096, 4096, (1, 1), 1024),
+    Case("monarch", 1024, 4096, 4096, (16, 16), 64),
+    Case("monarch", 384, 768, 2304, (4, 4), 48),
+    Case("monarch", 16384, 1152, 3456, (8, 8), 48),
+    Case("monarch", 1, 4096, 11008, (16, 16), 96),
+    Case("blast", 1024, 4096, 4096, (16, 16), 1024),
+    Case("blast", 197, 768, 2304, (3, 3), 128),
+    Case("blast", 16384, 1152, 3456, (9, 9), 384),
+    Case("blast", 1, 4096, 11008, (16, 16), 1488),
 )
-SMALL = tuple(layer for layer in testing.AWKWARD_LAYERS if layer.tokens in (0, 63))
+SMALL = tuple(layer for layer in testing.AWKWARD if layer.tokens in (0, 63))
 
 pytestmark = [
     pytest.mark.gpu,
@@ -32,7 +32,7 @@ each_small_layer = pytest.mark.parametrize("layer", SMALL, ids=lambda layer: f"{
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("impl", IMPLS)
-@pytest.mark.parametrize("layer", testing.AWKWARD_LAYERS, ids=lambda layer: "-".join(map(str, layer)))
+@pytest.mark.parametrize("layer", testing.AWKWARD, ids=lambda layer: "-".join(map(str, layer)))
 def test_awkward_layers_are_within_their_budgets(layer, impl, dtype):
     verdict = testing.check(impl, *testing.random_operands(layer, dtype=dtype, device="cuda"))
     assert verdict.passed, verdict
@@ -115,7 +115,7 @@ def test_can_be_captured_in_a_cuda_graph(layer):
 def test_outputs_beyond_2_to_the_31_elements(format):
     if torch.cuda.mem_get_info()[0] < 12 * 2**30:
         pytest.skip("needs 12 GiB of free GPU memory")
-    layer = Layer(format, 66_000, 64, 32_768, (1, 1) if format == "low_rank" else (2, 2), 16)
+    layer = Case(format, 66_000, 64, 32_768, (1, 1) if format == "low_rank" else (2, 2), 16)
     x, factors, bias = testing.random_operands(layer, dtype=torch.bfloat16, device="cuda")
     y = blrlab_ops.linear(x, factors, bias, impl="triton_two_stage")
     tail = blrlab_ops.linear(x[-200:], factors, bias, impl="triton_two_stage")
@@ -124,4 +124,4 @@ def test_outputs_beyond_2_to_the_31_elements(format):
 
 def test_the_command_verifies_on_the_gpu(capsys):
     assert verify.main(["--device=cuda", "--dtype=bfloat16", "--impl=triton_two_stage", "--json"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == len(testing.AWKWARD_LAYERS)
+    assert len(capsys.readouterr().out.splitlines()) == len(testing.AWKWARD)

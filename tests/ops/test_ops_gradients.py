@@ -6,15 +6,15 @@ import blrlab_ops
 import pytest
 import torch
 from blrlab_ops import testing
-from blrlab_ops.testing import Layer
+from blrlab_ops.testing import Case
 
 LAYERS = (
-    Layer("low_rank", 63, 30, 42, (1, 1), 5),
-    Layer("low_rank", 0, 30, 42, (1, 1), 5),
-    Layer("monarch", 63, 30, 42, (3, 2), 5),
-    Layer("monarch", 0, 30, 42, (3, 2), 5),
-    Layer("blast", 63, 30, 42, (3, 2), 7),
-    Layer("blast", 0, 30, 42, (3, 2), 7),
+    Case("low_rank", 63, 30, 42, (1, 1), 5),
+    Case("low_rank", 0, 30, 42, (1, 1), 5),
+    Case("monarch", 63, 30, 42, (3, 2), 5),
+    Case("monarch", 0, 30, 42, (3, 2), 5),
+    Case("blast", 63, 30, 42, (3, 2), 7),
+    Case("blast", 0, 30, 42, (3, 2), 7),
 )
 each_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: f"{layer.format}-{layer.tokens}")
 
@@ -56,7 +56,7 @@ def test_only_needed_gradients_are_computed(layer):
 
 @pytest.mark.parametrize("format", ["low_rank", "monarch", "blast"])
 def test_second_derivatives_of_torch_bmm(format):
-    layer = Layer(format, 2, 4, 6, (1, 1) if format == "low_rank" else (2, 3), 2)
+    layer = Case(format, 2, 4, 6, (1, 1) if format == "low_rank" else (2, 3), 2)
     x, factors, bias = testing.random_operands(layer, dtype=torch.float64)
     operands = [operand.requires_grad_() for operand in (x, *factors.values(), bias)]
     linear = getattr(blrlab_ops, format).linear
@@ -66,7 +66,7 @@ def test_second_derivatives_of_torch_bmm(format):
 @pytest.mark.parametrize("impl", ["ref", "torch_bmm"])
 @pytest.mark.parametrize("format", ["low_rank", "monarch", "blast"])
 def test_compiles_as_one_graph(format, impl):
-    layer = Layer(format, 12, 30, 42, (1, 1) if format == "low_rank" else (3, 2), 5)
+    layer = Case(format, 12, 30, 42, (1, 1) if format == "low_rank" else (3, 2), 5)
     x, factors, bias = testing.random_operands(layer, dtype=torch.float64)
     torch.compiler.reset()
     compiled = torch.compile(blrlab_ops.linear, fullgraph=True, backend="aot_eager")

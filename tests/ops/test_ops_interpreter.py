@@ -14,7 +14,7 @@ def test_every_awkward_layer(run_child, dtype):
         "-m", "blrlab_ops.verify", "--impl=triton_two_stage", f"--dtype={dtype}", "--json", interpret=True
     )
     rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["op"] for row in rows] == [layer.format for layer in testing.AWKWARD_LAYERS]
+    assert [row["op"] for row in rows] == [layer.format for layer in testing.AWKWARD]
     assert all(row["passed"] for row in rows)
 
 

@@ -1,11 +1,12 @@
 """The gate itself, and the command that applies it."""
 
+import doctest
 import json
 
+import blrlab_ops
 import pytest
 import torch
-import blrlab_ops
-from blrlab_ops import testing, verify
+from blrlab_ops import budgets, testing, verify
 
 
 def test_errors_are_relative_to_the_reference():
@@ -16,20 +17,30 @@ def test_errors_are_relative_to_the_reference():
     assert testing.errors(torch.ones(3), torch.zeros(3)) == (float("inf"), float("inf"))
 
 
+@pytest.mark.parametrize("impl", ["torch_bmm", "triton_two_stage"])
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), 1.0])
-def test_the_gate_fails_on_one_wrong_element(wrong):
-    truth = torch.randn(100, 100, dtype=torch.float64)
-    right = truth.float()
-    assert testing.verdict(right, right, truth, times=2).passed
-    bad = right.clone()
-    bad[7, 7] = wrong
-    assert not testing.verdict(bad, right, truth, times=2).passed
+def test_the_gate_fails_on_one_wrong_element(impl, wrong, monkeypatch):
+    x, factors, _ = testing.random_operands(testing.Case("monarch", 50, 64, 96, (4, 4), 8))
+    linear = testing.factored.linear
+
+    def damaged(x, factors, bias=None, *, impl=None):
+        y = linear(x, factors, bias, impl="torch_bmm" if impl != "ref" else "ref")
+        if impl == damaged.target:
+            y[7, 7] += wrong
+        return y
+
+    damaged.target = None
+    monkeypatch.setattr(testing.factored, "linear", damaged)
+    assert testing.check(impl, x, factors).passed
+    damaged.target = impl
+    assert not testing.check(impl, x, factors).passed
 
 
-def test_a_budget_is_the_yardstick_twice_and_an_epsilon():
-    truth = torch.ones(4, dtype=torch.float64)
-    found = testing.verdict(truth.float(), (truth * 1.25).float(), truth, times=2)
-    assert found.error_budget == pytest.approx(0.5 + torch.finfo(torch.float32).eps, rel=1e-12)
+def test_budgets_against_hand_counts():
+    assert budgets.of_kernel((0.25, 2.0), 0.01) == pytest.approx((0.51, 4.01))
+    assert budgets.of_kernel((0.25, 2.0), 0.01, times=3) == pytest.approx((0.76, 6.01))
+    assert budgets.of_library(0.01, 0) == pytest.approx((0.02, 0.16))
+    assert budgets.of_library(0.0, 400).error == pytest.approx(20 * torch.finfo(torch.float32).eps)
 
 
 def test_poison_fills_new_memory_and_is_lifted():
@@ -60,10 +71,14 @@ def test_shapes_are_parsed_or_refused():
             verify.parse_shape(text)
 
 
+def test_examples():
+    assert tuple(doctest.testmod(verify)) == (0, 1)
+
+
 def test_the_command_prints_rows(capsys):
     assert verify.main(["--format=blast", "--dtype=bfloat16", "--device=cpu", "--json"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    wanted = [layer for layer in testing.AWKWARD_LAYERS if layer.format == "blast"]
+    wanted = [layer for layer in testing.AWKWARD if layer.format == "blast"]
     assert len(rows) == 2 * len(wanted)
     assert {"op", "impl", "in_features", "out_features", "blocks", "rank", "tokens", "dtype"} < set(rows[0])
     assert all(row["passed"] and row["error"] <= row["error_budget"] for row in rows)

@@ -83,6 +83,14 @@ def test_roofline_points_stand_at_measured_intensity_and_speed(build):
     assert "100 GFLOP/s" in words_of(figure.axes[0])
 
 
+def test_layers_of_one_intensity_are_named_together(build):
+    rows = [build.bench_row("dense", "xla", "own", "c_fc", 9.0, flops=4, bytes=1) for _ in "abc"]
+    rows = [{**row, "layer": layer} for row, layer in zip(rows, "abc", strict=True)]
+    peaks = {"flops_per_s": 1e11, "bytes_per_s": 1e10}
+    assert "dense all layers" in words_of(roofline_figure(rows, peaks).axes[0])
+    assert "dense a, b" in words_of(roofline_figure(rows[:2], peaks).axes[0])
+
+
 def test_every_measured_layer_is_named_on_the_roofline(build):
     figure = roofline_figure(build.bench(), build.env()["peaks"])
     for axes in figure.axes:

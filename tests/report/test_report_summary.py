@@ -37,8 +37,14 @@ def test_won_back_says_both_shares_or_why_not():
     said = won_back(known, "the twin")
     assert said == "75 % of the loss won back against the dense model, 60 % against the twin"
     assert "nothing was lost against the dense model" in won_back({**known, "compressed": 1.5, "healed": 1.4})
-    assert "none of the loss won back against the dense model (healing added 0.500)" in won_back(
-        {**known, "healed": 3.0}
+    worse = won_back({**known, "healed": 3.0}, "the twin")
+    assert worse == (
+        "none of the loss won back against the dense model (healing added 0.500), "
+        "none against the twin (healing added 0.500)"
+    )
+    better = won_back({**known, "healed": 1.375}, "the twin")
+    assert better == (
+        "all of the loss won back against the dense model (healed 0.125 below it), 90 % against the twin"
     )
     assert "no loss of the twin" in won_back(
         {k: v for k, v in known.items() if k != "dense_continued"}, "the twin"
@@ -49,8 +55,8 @@ def test_won_back_says_both_shares_or_why_not():
 def test_headline_is_the_whole_answer(records):
     assert headlines(only_run(records)) == [
         "Monarch cut the factored layers 3.10x (model 2.70x); validation loss 1.520 -> 2.310 nats/byte on "
-        "compression -> 1.550 after healing: 96 % of the loss won back against the dense model, 91 % against the "
-        "dense model trained on for the same steps."
+        "compression -> 1.550 after healing: 96 % of the loss won back against the dense model, 91 % against "
+        "the dense model trained on for the same steps."
     ]
 
 
@@ -164,16 +170,29 @@ def test_a_resumed_run_stays_one_run(records, build):
     assert len(split_runs([*records, build.env(time="later"), *build.evaluation("healed", 1.5)])) == 1
 
 
+def test_a_later_machine_record_goes_on_with_the_config_before_it(records, build):
+    later = {"kind": "env", "device": build.device, "commit": "5ca1ab1e", "peaks": {"flops_per_s": 7.0}}
+    (run,) = split_runs([*records, later, *build.bench()])
+    assert (run.config, run.env["commit"], run.env["peaks"]) == (
+        "gpt2_monarch",
+        "5ca1ab1e",
+        {"flops_per_s": 7.0},
+    )
+    assert run.env["parameters"] == 3_421_184
+
+
 def test_runs_of_two_folders_stay_apart_and_have_names_of_their_own(records):
     runs = split_runs([{**r, "run": folder} for folder in ("a", "b") for r in records])
-    assert labels(runs) == ["gpt2_monarch small (a)", "gpt2_monarch small (b)"]
+    assert labels(runs) == ["a", "b"]
     assert list(bench_by_device(runs)) == [runs[0].device]
 
 
 def test_healing_is_drawn_from_where_dense_ended(records):
     found = curves(only_run(records))
     assert [(phase, curve[0][0], curve[-1][0]) for phase, curve in found.items()] == [
-        ("dense", 1, 400), ("dense_continued", 401, 550), ("heal", 401, 550),
+        ("dense", 1, 400),
+        ("dense_continued", 401, 550),
+        ("heal", 401, 550),
     ]
 
 

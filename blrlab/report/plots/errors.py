@@ -18,6 +18,7 @@ from blrlab.report.plots.style import (
     WIDE,
     name_lines,
     new_figure,
+    styled,
 )
 from blrlab.report.summary.compression import depth, layer_name, layer_records
 
@@ -43,6 +44,7 @@ class Point:
     error: float
 
 
+@styled
 def error_figure(runs: list[Run], width: float = WIDE) -> Figure | None:
     """Draw every layer's relative error; None where no record holds one. `width` in inches."""
     points = _points(runs)
@@ -87,6 +89,7 @@ def _names(series: list[Series]) -> dict[Series, str]:
     choices = (
         formats,
         [f"{name} {s.algorithm}".strip() for name, s in zip(formats, series, strict=True)],
+        [s.run for s in series],
         [f"{s.run} {name}" for name, s in zip(formats, series, strict=True)],
         [f"{s.run} {name} {s.algorithm}".strip() for name, s in zip(formats, series, strict=True)],
     )

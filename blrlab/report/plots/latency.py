@@ -11,12 +11,13 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from blrlab.report import words
 from blrlab.report.groups import Record, finite, grouped
-from blrlab.report.plots.style import BACKEND_COLOURS, INK, MUTED, WIDE, new_figure
+from blrlab.report.plots.style import BACKEND_COLOURS, INK, MUTED, WIDE, new_figure, styled
 from blrlab.report.summary.latency import Timing, by_layer, op_names, verified_time, why_no_time
 
 Line = tuple[str, str]
 
 
+@styled
 def latency_figures(records: list[Record], width: float = WIDE) -> dict[str, Figure]:
     """Return a figure per net of one device's bench records, for nets with any time; `width` in inches."""
     nets = grouped(by_layer(records).values(), lambda timings: str(timings[0].record.get("net") or ""))
@@ -109,10 +110,9 @@ def _bar(axes: Axes, place: float, record: Record) -> None:
 
 def _why(axes: Axes, place: float, reason: str, width: float) -> None:
     # Sixteen characters of this size take an inch.
-    room = max(20, int(16 * width))
-    said = textwrap.shorten(reason, 2 * room, placeholder=" ...")
+    said = textwrap.wrap(reason, max(20, int(16 * width)), max_lines=2, placeholder=" ...")
     axes.annotate(
-        "\n".join(textwrap.wrap(said, room)),
+        "\n".join(said),
         (0, place),
         xycoords=("axes fraction", "data"),
         xytext=(3, 0),

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from blrlab.report import words
 from blrlab.report.groups import Run, finite, mapping
-from blrlab.report.plots.style import CARD, MUTED, STAGE_COLOURS, WIDE, name_lines, new_figure
+from blrlab.report.plots.style import CARD, MUTED, STAGE_COLOURS, WIDE, name_lines, new_figure, styled
 from blrlab.report.summary.quality import losses, quality_rows, splits, variants
 
 Curve = list[tuple[float, float]]
@@ -52,6 +52,7 @@ def thinned(curve: Curve, most: int = 800) -> Curve:
     return curve if stride == 1 else [*curve[:-1:stride], curve[-1]]
 
 
+@styled
 def loss_figure(run: Run, width: float = WIDE) -> Figure | None:
     """Draw a run's loss over steps, and what follows compression once more; None without training records.
 
@@ -122,12 +123,13 @@ def _name_ends(axes: Axes, later: dict[str, Curve], marks: list[tuple[float, flo
 def _name_mark(axes: Axes, stage: str, x: float, y: float, offset: tuple[int, int], align: str) -> None:
     said = f"{words.STAGES[stage]} {words.loss(y)}"
     where = {"xytext": offset, "textcoords": "offset points", "va": "center", "ha": align}
-    axes.annotate(said, (x, y), color=STAGE_COLOURS[stage], fontsize=8.5, **where)
+    backing = {"facecolor": CARD, "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    axes.annotate(said, (x, y), color=STAGE_COLOURS[stage], fontsize=8.5, bbox=backing, zorder=6, **where)
 
 
 def _window(curve: Curve) -> int:
-    # About a fortieth of a curve quiets the batches' noise and still shows where the loss bends.
-    return 1 if len(curve) < 40 else 2 * (len(curve) // 80) + 3
+    # Enough to quiet the batches' noise, few enough to show where the loss bends.
+    return 2 * (min(len(curve), 80) // 16) + 1 + len(curve) // 80
 
 
 def _colour(phase: str) -> str:

@@ -25,10 +25,13 @@ from blrlab.report.plots.style import (
     WIDE,
     new_figure,
     spread,
+    styled,
 )
 from blrlab.report.summary.latency import by_layer, verified_time
 
 Point = tuple[float, float, Record]
+
+LEADER = 0.22
 
 
 @dataclass(frozen=True)
@@ -52,23 +55,26 @@ class Roof:
         return min(self.flops, intensity * self.bandwidth)
 
 
+@styled
 def roofline_figure(records: list[Record], peaks: Record, width: float = WIDE) -> Figure | None:
     """Draw a device's bench records under its roof, a panel per net; None without peaks or a measured layer.
 
     `width` in inches.
     """
     rows = [t.record for timings in by_layer(records).values() for t in timings]
-    roof = _roof(peaks, [point for point in map(_measured, rows) if point])
+    nets = grouped(rows, lambda r: str(r.get("net") or ""))
+    names = {net: _names(members) for net, members in nets.items()}
+    longest = max((len(name) for found in names.values() for _, name in found), default=0)
+    roof = _roof(peaks, [point for point in map(_measured, rows) if point], longest)
     if roof is None:
         return None
-    nets = grouped(rows, lambda r: str(r.get("net") or ""))
     columns = min(len(nets), 2) if width > 6 else 1
     lines = -(-len(nets) // columns)
     figure = new_figure(width, 0.5 + 3.9 * lines)
     axes: list[Axes] = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
     for place, (net, members) in zip(axes, nets.items(), strict=False):
         _draw_roof(place, roof)
-        _draw_names(place, members, roof)
+        _draw_names(place, names[net], roof)
         _draw_points(place, members)
         place.set_title(net)
         place.label_outer(remove_inner_ticks=True)
@@ -97,14 +103,16 @@ def _bound(record: Record) -> Point | None:
     return _point(record, finite(record.get("bound_us")))
 
 
-def _roof(peaks: Record, measured: list[Point]) -> Roof | None:
-    """Fit the axes to every point and the ridge, with room above the roof for the layers' names."""
+def _roof(peaks: Record, measured: list[Point], longest: int) -> Roof | None:
+    """Fit the axes to every point and the ridge, with room above the roof for names of `longest` letters."""
     flops, bandwidth = finite(peaks.get("flops_per_s")), finite(peaks.get("bytes_per_s"))
     if not measured or not flops or not bandwidth or flops < 0 or bandwidth < 0:
         return None
     intensities = [flops / bandwidth, *(x for x, _, _ in measured)]
     low = min(flops, *(y for _, y, _ in measured)) / 2
-    top = flops * (flops / low) ** 0.75 * 1.6
+    # A letter takes a seventieth of the panel's height; leaders take LEADER of what is above the roof.
+    share = min(0.5, longest / 70 + 0.05)
+    top = flops * (flops / low) ** (share / (1 - LEADER - share))
     return Roof(flops, bandwidth, min(intensities) / 3, max(intensities) * 3, low, top)
 
 
@@ -152,20 +160,33 @@ def _draw_points(axes: Axes, rows: list[Record]) -> None:
         )
 
 
-def _draw_names(axes: Axes, rows: list[Record], roof: Roof) -> None:
-    """Write each layer's name above the roof at its intensity, layers of one op and intensity together."""
+def _names(rows: list[Record]) -> list[tuple[float, str]]:
+    """Return (intensity, name) of a net's layers, layers of one op and intensity together."""
     known = [(x, r) for x, r in ((_intensity(r), r) for r in rows) if x is not None]
     groups = grouped(known, lambda pair: (str(pair[1].get("op")), round(math.log10(pair[0]), 2)))
-    places = [members[0][0] for members in groups.values()]
-    apart = spread([math.log10(x) for x in places], 0.06 * math.log10(roof.right / roof.left))
+    found: list[tuple[float, str]] = []
+    for (op, _), members in groups.items():
+        layers = _together(members, [r for _, r in known if str(r.get("op")) == op])
+        found.append((members[0][0], f"{words.name(words.FORMATS, op)} {layers}"))
+    return found
+
+
+def _draw_names(axes: Axes, names: list[tuple[float, str]], roof: Roof) -> None:
+    """Write each name above the roof at its intensity."""
+    apart = spread([math.log10(x) for x, _ in names], 0.06 * math.log10(roof.right / roof.left))
     # A name's leader bends above the roof where neighbours were moved apart.
-    base = roof.flops * (roof.top / roof.flops) ** 0.22
-    for (op, _), members, x, moved in zip(groups, groups.values(), places, apart, strict=True):
-        layers = ", ".join(dict.fromkeys(str(r.get("layer")) for _, r in members))
+    base = roof.flops * (roof.top / roof.flops) ** LEADER
+    start = base * (roof.top / roof.low) ** 0.015
+    for (x, name), moved in zip(names, apart, strict=True):
         leader = ([x, x, 10**moved], [roof.low, roof.at(x), base])
         axes.plot(*leader, color=MUTED, linewidth=0.5, alpha=0.6, zorder=1)
-        name = f"{words.name(words.FORMATS, op)} {layers}"
-        axes.text(10**moved, 1.06 * base, name, rotation=90, rotation_mode="anchor", va="center", fontsize=7)
+        axes.text(10**moved, start, name, rotation=90, rotation_mode="anchor", va="center", fontsize=7)
+
+
+def _together(members: list[tuple[float, Record]], of_op: list[Record]) -> str:
+    mine = dict.fromkeys(str(r.get("layer")) for _, r in members)
+    everything = {str(r.get("layer")) for r in of_op}
+    return "all layers" if len(mine) > 2 and set(mine) == everything else ", ".join(mine)
 
 
 def _handles(rows: list[Record]) -> list[Line2D]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from html import escape
 from typing import Any
 
@@ -90,8 +89,8 @@ _RC: dict[Any, Any] = {
 }
 
 
-# As a context or a decorator: what every figure is drawn and written under.
-STYLE = matplotlib.rc_context(_RC)
+# The decorator of whatever draws or writes a figure.
+styled = matplotlib.rc_context(_RC)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -131,12 +130,7 @@ def name_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 
 
 def svg(figure: Figure, prefix: str, label: str) -> str:
     """Return a figure as an inline SVG element, coloured by CSS variables, its ids set apart by `prefix`."""
-    with style():
-        buffer = io.StringIO()
-        figure.savefig(
-            buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
-        )
-    drawing = buffer.getvalue()
+    drawing = _saved(figure)
     drawing = drawing[drawing.index("<svg") :]
     drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, flags=re.DOTALL)
     drawing = re.sub(r' xmlns(:\w+)?="[^"]*"', "", drawing)
@@ -151,3 +145,11 @@ def svg(figure: Figure, prefix: str, label: str) -> str:
         f'<svg role="img" aria-label="{escape(label, quote=True)}" style="max-width: {96 * width:.0f}px" '
     )
     return drawing.replace("<svg ", opening, 1)
+
+
+@styled
+def _saved(figure: Figure) -> str:
+    buffer = io.StringIO()
+    # No date and no version: the same records give the same page.
+    figure.savefig(buffer, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    return buffer.getvalue()

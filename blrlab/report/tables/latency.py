@@ -63,10 +63,11 @@ def _cells(timing: Timing, op: str, reasons: dict[str, int]) -> tuple[str, ...]:
 def verdict(record: Record) -> str:
     """Write a gate's outcome: the error as a share of its budget, and FAIL where it failed."""
     error, budget = finite(record.get("error")), finite(record.get("error_budget"))
-    share = f"{error / budget:.2f}" if error is not None and budget else ""
+    share = error / budget if error is not None and budget else None
     if record.get("passed") is False:
-        return f"{share} FAIL".strip()
-    return share or ("pass" if record.get("passed") is True else words.MISSING)
+        # The gate may fail on its other measure, and then a share below 1 would read as a pass.
+        return f"{share:.2f} FAIL" if share and share > 1 else "FAIL"
+    return f"{share:.2f}" if share is not None else "pass" if record.get("passed") else words.MISSING
 
 
 def _time(timing: Timing, reasons: dict[str, int]) -> str:

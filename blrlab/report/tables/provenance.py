@@ -11,21 +11,23 @@ SOFTWARE = ("python", "jax", "torch", "triton", "driver")
 
 def provenance_table(runs: list[Run]) -> Table | None:
     """Return a row per fact with a column per run, or None where no run recorded its environment."""
-    known = [(label, run.env) for label, run in zip(labels(runs), runs, strict=True) if run.env]
+    known = [(label, run) for label, run in zip(labels(runs), runs, strict=True) if run.env]
     if not known:
         return None
-    facts = [_facts(env) for _, env in known]
+    facts = [_facts(run) for _, run in known]
     rows = [(name, *(fact[name] for fact in facts)) for name in facts[0]]
     rows = [row for row in rows if set(row[1:]) != {words.MISSING}]
     columns = (Column("", 0, False), *(Column(label, 0, False) for label, _ in known))
     return Table("Machine, software and data", columns, tuple(rows))
 
 
-def _facts(env: Record) -> dict[str, str]:
+def _facts(run: Run) -> dict[str, str]:
+    env = run.env
     data, peaks = mapping(env.get("data")), mapping(env.get("peaks"))
     return {
         "time": text(env.get("time"), words.MISSING),
-        "commit": text(env.get("commit"), words.MISSING),
+        # Stages of one run may have been run at different commits, and then all of them count.
+        "commit": _joined(*dict.fromkeys(text(r.get("commit"), "") for r in run.of("env"))),
         "config": " ".join(
             part for part in (text(env.get("config"), ""), text(env.get("scale"), "")) if part
         ),
@@ -38,9 +40,7 @@ def _facts(env: Record) -> dict[str, str]:
         "data": _source(data),
         "data hash": text(data.get("hash"), words.MISSING),
         "data size": _sizes(data),
-        "tokenizer": _joined(
-            text(data.get("tokenizer"), ""), f"a {data['unit']} at a time" if data.get("unit") else ""
-        ),
+        "tokenizer": _tokenizer(data),
         "unigram entropy": f"{entropy:.3f} nats/byte"
         if (entropy := finite(data.get("unigram_entropy")))
         else words.MISSING,
@@ -62,11 +62,20 @@ def _joined(*parts: str) -> str:
 
 def _device(env: Record) -> str:
     backend, devices = text(env.get("backend"), ""), finite(env.get("devices"))
-    return _joined(text(env.get("device")), backend, f"{devices:.0f} in use" if devices else "")
+    return _joined(
+        text(env.get("device")),
+        backend,
+        f"{devices:.0f} {'device' if devices == 1 else 'devices'}" if devices else "",
+    )
 
 
 def _peaks(peaks: Record) -> str:
     return _joined(text(peaks.get("name"), ""), peaks_in_words(peaks), text(peaks.get("source"), ""))
+
+
+def _tokenizer(data: Record) -> str:
+    name, unit = text(data.get("tokenizer"), ""), text(data.get("unit"), "")
+    return _joined(name, f"losses per {unit}" if unit else "")
 
 
 def _source(data: Record) -> str:

@@ -1,0 +1,11 @@
+"""The choice of an implementation as a tracer sees it: a constant, instead of imports and device queries."""
+
+import torch
+
+from . import dispatch
+
+
+@torch.compiler.assume_constant_result
+def choose_as_constant(format: str, impl: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """Return `dispatch.choose` of the same arguments; every graph fixes the answer."""
+    return dispatch.choose(format, impl, device, dtype)
