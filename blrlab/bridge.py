@@ -15,6 +15,8 @@ The contract, each point tested:
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.core import Tracer
 
 from blrlab.errors import InputError
 
@@ -42,7 +44,7 @@ def to_torch(tree: Any) -> Any:
 
 
 def _check(name: str, array: Any, torch: Any) -> None:
-    if not isinstance(array, jax.Array) or isinstance(array, jax.core.Tracer):
+    if not isinstance(array, jax.Array) or isinstance(array, Tracer):
         raise InputError(f"{name} is a {type(array).__name__}, not a JAX array with values.")
     devices = array.devices()
     if len(devices) > 1:
@@ -52,5 +54,5 @@ def _check(name: str, array: Any, torch: Any) -> None:
         raise InputError(f"{name} is on a GPU, but this PyTorch finds none: install a build with CUDA.")
     if platform not in ("cpu", "gpu"):
         raise InputError(f"{name} is on a {platform} device, which torch cannot use: move it to the CPU first.")
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
         raise InputError(f"{name} holds random keys, which torch does not have.")

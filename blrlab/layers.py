@@ -163,7 +163,7 @@ def to_nnx(layer: nnx.Linear, kernel: Kernel) -> nnx.Module:
     shell = FactoredDense(
         layer.out_features, spec, use_bias=layer.use_bias, dtype=layer.dtype, param_dtype=layer.param_dtype
     )
-    module = nnx.bridge.ToNNX(shell, rngs=nnx.Rngs(0))
+    module: Any = nnx.bridge.ToNNX(shell, rngs=nnx.Rngs(0))
     module.lazy_init(jnp.zeros((1, layer.in_features), layer.param_dtype))
     module.kernel = jax.tree.map(nnx.Param, kernel)
     if layer.bias is not None:

@@ -48,5 +48,6 @@ def judge(problem: Problem, output: np.ndarray, yardstick: tuple[float, float] |
     if yardstick is None:
         allowed = budgets.of_library(epsilon, problem.spec.in_features)
     else:
-        allowed = budgets.of_kernel(yardstick, epsilon)
+        peak = float(np.abs(problem.reference).max() / np.sqrt(np.mean(problem.reference**2)))
+        allowed = budgets.of_kernel(yardstick, epsilon, peak)
     return Verdict(*errors(output, problem.reference), *allowed)

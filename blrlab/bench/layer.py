@@ -107,7 +107,10 @@ def _time(ready: Sequence[tuple[Row, Contender]], seconds: float) -> None:
     """Time verified contenders in turn and fill their rows in."""
     renamed = [dataclasses.replace(contender, impl=str(place)) for place, (_, contender) in enumerate(ready)]
     for place, times in time_contenders(renamed, seconds).items():
-        ready[int(place)][0].update(Times._asdict(times))
+        row = ready[int(place)][0]
+        row.update(Times._asdict(times))
+        if times.p50 < row["bound_us"]:
+            row["note"] = "faster than its bound: the bound or the clock is wrong"
 
 
 def _interpret(problem: Problem, rows: Sequence[Row], found: interpreted.Row | str) -> None:
@@ -168,4 +171,6 @@ def _line(row: Row) -> str:
     name = f"bench: {row['net']:<5} {row['layer']:<7} {row['op']:<9} {row['impl']:<14}"
     if row["p50"] is None:
         return f"{name} {row.get('reason')}"
-    return f"{name} {row['p50']:9.1f} us  (bound {row['bound_us']:.1f})  error {row['error']:.1e}"
+    return (
+        f"{name} {row['p50']:9.1f} us  (bound {row['bound_us']:.1f})  error {row['error']:.1e}  {row.get('note', '')}"
+    )

@@ -38,7 +38,7 @@ def linears(params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
     The leaves may be arrays or `jax.ShapeDtypeStruct`. Paths are sorted as a reader counts: h_2 before h_10.
     """
-    leaves = flatten_dict(dict(params), sep="/").items()
+    leaves: Any = flatten_dict(dict(params), sep="/").items()
     found = {
         path.removesuffix("/kernel"): tuple(leaf.shape)
         for path, leaf in leaves
@@ -87,7 +87,8 @@ def _read(rule: Any, defaults: Mapping[str, Any]) -> tuple[str, Choice]:
     pair = isinstance(rule, Sequence) and not isinstance(rule, str) and len(rule) == 2
     if not pair or not isinstance(rule[0], str) or not isinstance(rule[1], Mapping):
         raise InputError(f'a rule is a pair such as ("*/mlp/c_fc", {{"rank": 64}}), not {rule!r}.')
-    pattern, fields = rule
+    pattern: str = rule[0]
+    fields: Mapping[str, Any] = rule[1]
     for field, value in fields.items():
         if field not in FIELDS:
             raise InputError(

@@ -47,7 +47,10 @@ class Loss:
 def _project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> tuple[Kernel, Array]:
     kernel = factors.project(weight, spec, key)
     wide = jnp.promote_types(weight.dtype, jnp.float32)
-    exact, product = weight.astype(wide), factors.to_dense(jax.tree.map(lambda leaf: leaf.astype(wide), kernel))
+    exact, product = (
+        weight.astype(wide),
+        factors.to_dense(jax.tree.map(lambda leaf: leaf.astype(wide), kernel)),
+    )
     difference, size = exact - product, jnp.linalg.norm(exact)
     return kernel, jnp.where(size > 0, jnp.linalg.norm(difference) / size, 0.0)
 

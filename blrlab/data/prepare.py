@@ -97,9 +97,7 @@ def unigram_entropy(contents: list[bytes]) -> float:
 
 def _files(read: text.Text) -> list[dict]:
     sides = (("train", read.train), ("valid", read.valid))
-    return [
-        {"path": path, "bytes": len(content), "split": side} for side, part in sides for path, content in part
-    ]
+    return [{"path": path, "bytes": len(content), "split": side} for side, part in sides for path, content in part]
 
 
 def _summary(read: text.Text, source: str, origin: str, made: Tokenizer) -> dict:

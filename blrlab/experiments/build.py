@@ -12,11 +12,11 @@ from typing import Any
 
 import optax
 from flax.core import FrozenDict
-from ml_collections import ConfigDict
 
 from blrlab import compress, train
 from blrlab.data import text, tokenizer
 from blrlab.errors import InputError, one_of
+from blrlab.experiments.defaults import Config
 from blrlab.factors import FORMATS, Spec, parameter_count
 from blrlab.models import gpt2, hf
 
@@ -36,11 +36,11 @@ class Experiment:
       specs: {path: spec} of every layer that a rule matches.
     """
 
-    config: ConfigDict
+    config: Config
     checkpoint: Path | None
     model: gpt2.Config
     window: int
-    specs: FrozenDict[str, Spec]
+    specs: Mapping[str, Spec]
 
     @functools.cached_property
     def dense_shapes(self) -> dict[str, Any]:
@@ -58,7 +58,7 @@ class Experiment:
         return "checkpoint" if self.checkpoint else self.config.data.tokenizer
 
 
-def experiment(config: ConfigDict) -> Experiment:
+def experiment(config: Config) -> Experiment:
     """Check a config and resolve it.
 
     Raises:
@@ -90,7 +90,7 @@ def names(words: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
     return tuple(one_of(word, known, what) for word in found)
 
 
-def _model(config: ConfigDict, checkpoint: Path | None) -> gpt2.Config:
+def _model(config: Config, checkpoint: Path | None) -> gpt2.Config:
     given = config.model
     one_of(given.dtype, ("float32", "bfloat16", "float16"), "model dtype")
     if checkpoint:

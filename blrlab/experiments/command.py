@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from blrlab.errors import InputError
+from blrlab.experiments.defaults import Config
 
 USAGE = """usage: python -m blrlab.experiments.run --config=FILE[:SCALE] [--workdir=FOLDER] [--config.FIELD=VALUE ...]
 
@@ -26,7 +27,7 @@ Without a scale: full where JAX finds an accelerator, small where not. Exit code
 """
 
 
-def load(argv: Sequence[str]) -> tuple[ConfigDict, str, str, Path | None]:
+def load(argv: Sequence[str]) -> tuple[Config, str, str, Path | None]:
     """Read a command line (without the program's name).
 
     Returns:
@@ -109,7 +110,7 @@ def _get_config(path: Path) -> Any:
     return module.get_config
 
 
-def override(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
+def override(config: Config, overrides: Sequence[str]) -> Config:
     """Apply `--config.field=value` flags and lock the config.
 
     Raises:
@@ -150,7 +151,7 @@ def _check_type(name: str, value: str, default: Any) -> None:
         raise InputError(f'config.{name} is {kinds[type(default)]}, not "{value}".') from None
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Config, prefix: str = "") -> dict[str, Any]:
     """Return {dotted name: value} of every field."""
     flat: dict[str, Any] = {}
     for name, value in config.items():

@@ -4,12 +4,15 @@ A config file's `get_config(scale)` takes a default from here, changes what it i
 here is derived from another field: what depends on others is filled in after the command line's overrides.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
+Config = Any  # a ConfigDict, whose fields a type checker cannot see
 SCALES = ("small", "full")
 
 
-def gpt2(scale: str) -> ConfigDict:
+def gpt2(scale: str) -> Config:
     """Return the config of a GPT-2 experiment.
 
     Args:
@@ -26,9 +29,9 @@ def gpt2(scale: str) -> ConfigDict:
     return config
 
 
-def _everything() -> ConfigDict:
+def _everything() -> Config:
     """All fields, with the values of the full scale."""
-    config = ConfigDict()
+    config: Config = ConfigDict()
     config.seed = 0
     config.init_from = ""  # a GPT-2 checkpoint, by folder or Hugging Face name; empty: train from scratch
     # Which stages to run, in order: data, dense, compress, heal, continue, eval, bridge, bench, report; or all.
@@ -78,8 +81,8 @@ def _everything() -> ConfigDict:
     return config
 
 
-def _training(steps: int, batch: int, learning_rate: float, warmup: int) -> ConfigDict:
-    training = ConfigDict()
+def _training(steps: int, batch: int, learning_rate: float, warmup: int) -> Config:
+    training: Config = ConfigDict()
     training.steps = steps
     training.batch = batch
     training.learning_rate = learning_rate
@@ -92,14 +95,10 @@ def _training(steps: int, batch: int, learning_rate: float, warmup: int) -> Conf
     return training
 
 
-def _small(config: ConfigDict) -> None:
+def _small(config: Config) -> None:
     """A quarter of GPT2-S's width and a third of its depth, on bytes."""
     config.data.tokenizer = "byte"
-    config.model.update(
-        vocab_size=256, context=128, layers=4, heads=4, width=192, dropout=0.0, dtype="float32"
-    )
-    config.train.update(
-        steps=400, batch=16, learning_rate=3e-3, warmup=40, log_every=5, checkpoint_every=100
-    )
+    config.model.update(vocab_size=256, context=128, layers=4, heads=4, width=192, dropout=0.0, dtype="float32")
+    config.train.update(steps=400, batch=16, learning_rate=3e-3, warmup=40, log_every=5, checkpoint_every=100)
     config.heal.update(steps=120, batch=16, learning_rate=1.5e-3, warmup=10, log_every=5, checkpoint_every=60)
     config.eval.update(windows=256, batch=32)

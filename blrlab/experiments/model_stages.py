@@ -210,9 +210,7 @@ def evaluate(run: Run, folder: Path) -> None:
     records.rewrite(folder / "records.jsonl", rows)
 
 
-def _eval_records(
-    run: Run, stage: str, loss: float, windows: np.ndarray, factored: bool
-) -> list[records.Record]:
+def _eval_records(run: Run, stage: str, loss: float, windows: np.ndarray, factored: bool) -> list[records.Record]:
     dataset, made = run.dataset, run.made
     unit = dataset.summary["unit"]
     targets = windows[:, 1:]

@@ -36,10 +36,23 @@ def main(argv: Sequence[str]) -> int:
         print("stopped; the same command with this --workdir goes on from here.", file=sys.stderr)
         return EXIT_STOPPED
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+        ):
             raise
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}.")
+
+
+def _stop(*_: object) -> None:
+    """Leave a terminated run as an interrupted one: what is written is whole, and the next command goes on."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _fail(sentence: str) -> int:
@@ -108,6 +121,5 @@ def _check_disk(folder: Path, made) -> None:
 
 
 if __name__ == "__main__":
-    # A terminated run leaves as an interrupted one does: what is written is whole, and the next command goes on.
-    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt()))
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main(sys.argv[1:]))

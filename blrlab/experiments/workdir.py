@@ -146,7 +146,7 @@ class Workdir:
         for name in self._run:
             for needed in _stage(name).after:
                 if needed not in self._run and not self.done(needed):
-                    raise InputError(f'stage {name} starts from {needed}, which {self.root} lacks: add it to stages.')
+                    raise InputError(f"stage {name} starts from {needed}, which {self.root} lacks: add it to stages.")
         said = []
         for name in self._run:
             changes = self.differences(name)

@@ -32,7 +32,7 @@ __all__ = [
     "parameter_count", "project", "shapes", "spec_of", "to_dense",
 ]  # fmt: skip
 
-Kernel = Array | dict[str, Array]
+Kernel = Array | Mapping[str, Array]
 _MODULES: dict[str, ModuleType] = {
     "dense": dense,
     "low_rank": low_rank,
@@ -131,12 +131,15 @@ def spec_of(kernel: Kernel | Mapping[str, Any]) -> Spec:
       InputError: the factors do not fit together.
     """
     name = format_of(kernel)
-    if isinstance(kernel, Mapping):
-        V, U = kernel["V"].shape, kernel["U"].shape
-        blocks = {"low_rank": (1, 1), "monarch": V[:2], "blast": (V[0], U[0])}[name]
-        spec = Spec(name, blocks[0] * V[-2], blocks[1] * U[-1], (blocks[0], blocks[1]), V[-1])
-        given = {factor: tuple(array.shape) for factor, array in kernel.items()}
-        if given != shapes(spec):
-            raise InputError(f"the factors of shapes {given} do not fit together; {shapes(spec)} would.")
-        return spec
-    return Spec("dense", *kernel.shape)
+    if not isinstance(kernel, Mapping):
+        in_features, out_features = kernel.shape
+        return Spec("dense", in_features, out_features)
+    V, U = kernel["V"].shape, kernel["U"].shape
+    # A block axis leads V and U of blast, two lead those of monarch, none those of low_rank.
+    b1 = 1 if name == "low_rank" else V[0]
+    b2 = 1 if name == "low_rank" else U[-3]
+    spec = Spec(name, b1 * V[-2], b2 * U[-1], (b1, b2), V[-1])
+    given = {factor: tuple(array.shape) for factor, array in kernel.items()}
+    if given != shapes(spec):
+        raise InputError(f"the factors of shapes {given} do not fit together; {shapes(spec)} would.")
+    return spec

@@ -6,6 +6,7 @@ T tokens, D width, H heads, N vocabulary size. Linear layers have the paths `h_0
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +20,8 @@ from blrlab.errors import InputError
 from blrlab.factors import Spec
 from blrlab.layers import FactoredDense
 
-Specs = FrozenDict[str, Spec]
+Specs = Mapping[str, Spec]
+ALL_DENSE: Specs = FrozenDict()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +63,7 @@ class _Part(nn.Module):
     """What all parts of the model share: its sizes, and the specs of its linear layers by path."""
 
     config: Config
-    specs: Specs = FrozenDict()
+    specs: Specs = ALL_DENSE
 
     def linear(self, name: str, features: int, residual: bool = False) -> FactoredDense:
         """Make the linear layer `name` of this part, in the format its path is given."""
@@ -141,12 +143,13 @@ class GPT2(_Part):
         return jnp.einsum("BTD,ND->BTN", x, table, preferred_element_type=jnp.float32)
 
 
-def init(config: Config, key: Array, specs: Specs = FrozenDict()) -> dict[str, Any]:
+def init(config: Config, key: Array, specs: Specs = ALL_DENSE) -> dict[str, Any]:
     """Draw the parameters of a model, as nested dicts."""
     tokens = jnp.zeros((1, 1), jnp.int32)
-    return GPT2(config, specs).init(key, tokens)["params"]
+    variables: Any = GPT2(config, specs).init(key, tokens)
+    return variables["params"]
 
 
-def parameter_shapes(config: Config, specs: Specs = FrozenDict()) -> dict[str, Any]:
+def parameter_shapes(config: Config, specs: Specs = ALL_DENSE) -> dict[str, Any]:
     """Return the shapes of the parameters without computing them."""
     return jax.eval_shape(lambda key: init(config, key, specs), jax.random.key(0))

@@ -90,7 +90,7 @@ def load_gpt2(folder: Path, config: gpt2.Config) -> dict[str, Any]:
     Raises:
       InputError: a file is missing or damaged, or a tensor is missing, unknown, of another shape, or not finite.
     """
-    wanted = flatten_dict(gpt2.parameter_shapes(config), sep="/")
+    wanted: dict[str, Any] = flatten_dict(gpt2.parameter_shapes(config), sep="/")
     found: dict[str, jax.Array] = {}
     for name, tensor in tensors(folder):
         path = _gpt2_path(name)

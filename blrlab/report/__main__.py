@@ -41,12 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m blrlab.report",
         description="Tables of one or several runs, and one self-contained HTML page.",
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help=f"folder with {RECORDS}, or a .jsonl file"
-    )
-    parser.add_argument(
-        "--out", type=Path, metavar="PAGE", help="also write the page here, such as report.html"
-    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=f"folder with {RECORDS}, or a .jsonl file")
+    parser.add_argument("--out", type=Path, metavar="PAGE", help="also write the page here, such as report.html")
     chosen = parser.parse_args(arguments)
     try:
         found = [record for path in chosen.runs for record in read_run(path)]

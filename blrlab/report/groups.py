@@ -36,9 +36,7 @@ class Run:
 
     def of(self, kind: str, **fields: Any) -> list[Record]:
         """Return the records of one kind whose `fields` have the values given."""
-        return [
-            r for r in self.records if r.get("kind") == kind and all(r.get(k) == v for k, v in fields.items())
-        ]
+        return [r for r in self.records if r.get("kind") == kind and all(r.get(k) == v for k, v in fields.items())]
 
     @property
     def env(self) -> Record:

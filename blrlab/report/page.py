@@ -66,14 +66,10 @@ def _body(runs: list[Run]) -> list[str]:
     for (data_hash, device), members in quality.items():
         tables += [*quality_tables(data_hash, device, members), compression_table(members)]
     tables += [latency_table(device, rows) for device, rows in timings.items()]
-    parts += [_table(table) for table in tables if table] or [
-        _paragraph("aside", "No table has a record to show.")
-    ]
+    parts += [_table(table) for table in tables if table] or [_paragraph("aside", "No table has a record to show.")]
     parts.append("<h2>Provenance</h2>")
     provenance = provenance_table(runs)
-    parts.append(
-        _table(provenance, wraps=True) if provenance else _paragraph("aside", "No environment was recorded.")
-    )
+    parts.append(_table(provenance, wraps=True) if provenance else _paragraph("aside", "No environment was recorded."))
     return parts
 
 
@@ -104,9 +100,7 @@ def _picture(picture: Picture, prefix: str) -> str:
     drawn = zip(("wide", "narrow"), picture.figures, strict=True)
     return (
         f"<figure>\n<figcaption><b>{escape(picture.title)}</b>{escape(picture.caption)}</figcaption>\n"
-        + "\n".join(
-            f'<div class="{kind}">{svg(f, prefix + kind[0], picture.title)}</div>' for kind, f in drawn
-        )
+        + "\n".join(f'<div class="{kind}">{svg(f, prefix + kind[0], picture.title)}</div>' for kind, f in drawn)
         + "\n</figure>"
     )
 

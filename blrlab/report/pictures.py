@@ -18,9 +18,7 @@ from blrlab.report.plots.style import NARROW, WIDE
 from blrlab.report.summary.compression import layer_records
 from blrlab.report.tables.provenance import peaks_in_words
 
-LOSS_CAPTION = (
-    "Thin lines are batches as logged, thick ones their running mean; dots are evaluations on held-out data."
-)
+LOSS_CAPTION = "Thin lines are batches as logged, thick ones their running mean; dots are evaluations on held-out data."
 JUMP_CAPTION = (
     " Compression lifts the loss along the dotted line, from the dense model's dot to the open one. Healing "
     "starts there; beside it the dense model is trained on."
@@ -31,8 +29,7 @@ LATENCY_CAPTION = (
     "pale, factored is full. A backend without a verified time says why."
 )
 ROOFLINE_CAPTION = (
-    "Points are measured layers, dashes their bounds; the nearer a point to its dash, the less is left "
-    "to gain."
+    "Points are measured layers, dashes their bounds; the nearer a point to its dash, the less is left to gain."
 )
 
 
@@ -51,12 +48,8 @@ def run_pictures(runs: list[Run], named: bool) -> list[Picture]:
 
     `named` puts the runs' names into the titles: there are other runs beside these.
     """
-    found = [
-        _loss_picture(label if named else "", run) for label, run in zip(labels(runs), runs, strict=True)
-    ]
-    forms = dict.fromkeys(
-        words.name(words.FORMATS, r.get("format")) for run in runs for r in layer_records(run)
-    )
+    found = [_loss_picture(label if named else "", run) for label, run in zip(labels(runs), runs, strict=True)]
+    forms = dict.fromkeys(words.name(words.FORMATS, r.get("format")) for run in runs for r in layer_records(run))
     caption = f"{ERROR_CAPTION} Format: {', '.join(forms)}."
     title = "Error of compression, layer by layer" + (f": {', '.join(labels(runs))}" if named else "")
     return [*found, _picture(title, caption, partial(error_figure, runs), "No layer was compressed.")]

@@ -31,9 +31,7 @@ def headline(run: Run, variant: Variant) -> str:
     course = _course(known, next((row.loss_unit for row in rows if row.loss is not None), "nats"))
     if not course:
         return words.sentence(f"{_cut(run, variant)}; its loss is not evaluated")
-    return words.sentence(
-        f"{_cut(run, variant)}; {_loss_of(split)} {course}: {won_back(known, continued_words(run))}"
-    )
+    return words.sentence(f"{_cut(run, variant)}; {_loss_of(split)} {course}: {won_back(known, continued_words(run))}")
 
 
 def won_back(known: dict[str, float | None], continued: str = "the dense model trained on") -> str:
@@ -114,9 +112,7 @@ def _course(known: dict[str, float | None], unit: str) -> str:
     told = [(words.loss(value), when) for stage, when in stages if (value := known.get(stage)) is not None]
     # The unit is said once, after the second loss: "1.520 -> 2.310 nats/byte on compression".
     place = min(1, len(told) - 1)
-    return " -> ".join(
-        f"{value}{' ' + unit if i == place else ''}{when}" for i, (value, when) in enumerate(told)
-    )
+    return " -> ".join(f"{value}{' ' + unit if i == place else ''}{when}" for i, (value, when) in enumerate(told))
 
 
 def _without_factors(run: Run) -> str:

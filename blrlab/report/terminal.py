@@ -82,9 +82,7 @@ def _fitted(table: Table, console: Console) -> RichTable:
 
 
 def _rich(table: Table) -> RichTable:
-    drawn = RichTable(
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style=""
-    )
+    drawn = RichTable(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="")
     for column in table.columns:
         justify = "right" if column.number else "left"
         drawn.add_column(Text(column.title), justify=justify, overflow="fold")

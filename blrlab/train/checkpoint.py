@@ -48,9 +48,7 @@ class Checkpoints:
 
     def save(self, state: State, position: Mapping[str, Any]) -> None:
         """Write one step."""
-        args = ocp.args.Composite(
-            state=ocp.args.StandardSave(state._asdict()), data=ocp.args.JsonSave(dict(position))
-        )
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state._asdict()), data=ocp.args.JsonSave(dict(position)))
         with _explained(self._folder, "write"):
             self._manager.save(int(state.step), args=args)
 

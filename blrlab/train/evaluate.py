@@ -1,6 +1,7 @@
 """The loss of a language model on fixed windows."""
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,7 +24,8 @@ def evaluate(model: nn.Module, params: Params, windows: Int[np.ndarray, "w T1"],
 
     @jax.jit
     def total(params: Params, windows: Array, counted: Array) -> Array:
-        losses = next_token_loss(model.apply({"params": params}, windows[:, :-1]), windows[:, 1:])
+        logits: Any = model.apply({"params": params}, windows[:, :-1])
+        losses = next_token_loss(logits, windows[:, 1:])
         return jnp.sum(losses * counted[:, None])
 
     sums = []

@@ -43,7 +43,7 @@ def make_step(model: nn.Module, optimizer: optax.GradientTransformation) -> Call
     """Return the jitted step: (state, windows [B, T + 1]) -> (state, {"loss", "grad_norm"}); it donates the state."""
 
     def loss(params: Params, windows: Array, key: Array) -> Array:
-        logits = model.apply({"params": params}, windows[:, :-1], train=True, rngs={"dropout": key})
+        logits: Any = model.apply({"params": params}, windows[:, :-1], train=True, rngs={"dropout": key})
         return next_token_loss(logits, windows[:, 1:]).mean()
 
     @functools.partial(jax.jit, donate_argnums=0)

@@ -30,6 +30,14 @@ def of_library(epsilon: float, terms: int) -> Budget:
     return Budget(error, 8 * error)
 
 
-def of_kernel(yardstick: tuple[float, float], epsilon: float, times: float = 2) -> Budget:
-    """Allow `times` the errors of the yardstick plus one epsilon; gradients take three times."""
-    return Budget(times * yardstick[0] + epsilon, times * yardstick[1] + epsilon)
+def of_kernel(yardstick: tuple[float, float], epsilon: float, peak: float, times: float = 2) -> Budget:
+    """Allow `times` the errors of the yardstick plus one epsilon; gradients take three times.
+
+    Args:
+      yardstick: relative Frobenius error and largest error over RMS of the library's product.
+      epsilon: of the dtype.
+      peak: the largest element of the reference over its RMS. Storing that element alone rounds it by up to
+        peak * epsilon / 2, which the largest error is allowed where it exceeds epsilon.
+      times: the factor.
+    """
+    return Budget(times * yardstick[0] + epsilon, times * yardstick[1] + epsilon * max(1.0, peak / 2))

@@ -50,9 +50,7 @@ class Bound(NamedTuple):
     term: str
 
 
-def params(
-    format: str, in_features: int, out_features: int, blocks: tuple[int, int] = (1, 1), rank: int = 0
-) -> int:
+def params(format: str, in_features: int, out_features: int, blocks: tuple[int, int] = (1, 1), rank: int = 0) -> int:
     """Count the parameters of a layer without its bias.
 
     >>> params("monarch", 768, 2304, (4, 4), 48)

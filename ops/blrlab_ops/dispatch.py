@@ -45,9 +45,7 @@ def why_not(format: str, impl: str, device: torch.device | str, dtype: torch.dty
       ValueError: for an unknown format or implementation.
     """
     if impl not in impls(format):
-        raise ValueError(
-            f"impl {impl!r} of {format} is not one of {impls(format)}{_did_you_mean(impl, impls(format))}"
-        )
+        raise ValueError(f"impl {impl!r} of {format} is not one of {impls(format)}{_did_you_mean(impl, impls(format))}")
     return _why_not(impl, str(device), str(dtype).removeprefix("torch."))
 
 

@@ -13,9 +13,7 @@ _MODULES = {"low_rank": low_rank, "monarch": monarch, "blast": blast}
 _NDIMS = {"low_rank": {"V": 2, "U": 2}, "monarch": {"V": 4, "U": 4}, "blast": {"V": 3, "S": 3, "U": 3}}
 
 
-def linear(
-    x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None = None, *, impl: str | None = None
-) -> Tensor:
+def linear(x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None = None, *, impl: str | None = None) -> Tensor:
     """Multiply by factored weights of any format, x [..., i] -> [..., o].
 
     Args:

@@ -33,9 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if not options.json:
         print(
-            _COLUMNS.format(
-                *["op", "impl", "in", "out", "blocks", "rank", "n", "dtype", "error", "max", "budget"], ""
-            )
+            _COLUMNS.format(*["op", "impl", "in", "out", "blocks", "rank", "n", "dtype", "error", "max", "budget"], "")
         )
     failures = 0
     for row in _rows(layers, options.impl, device, dtype, options.seed):
@@ -85,9 +83,7 @@ def _layers(options: argparse.Namespace) -> list[Case]:
     return list(layers)
 
 
-def _check_named(
-    named: list[str] | None, layers: list[Case], device: torch.device, dtype: torch.dtype
-) -> None:
+def _check_named(named: list[str] | None, layers: list[Case], device: torch.device, dtype: torch.dtype) -> None:
     for format in dict.fromkeys(layer.format for layer in layers):
         for impl in named or ():
             dispatch.choose(format, impl, device, dtype)

@@ -8,7 +8,10 @@ from blrlab import factors
 from blrlab.bridge import to_torch
 from blrlab.factors import Spec
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(jax.default_backend() != "gpu", reason="JAX has no GPU here")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(jax.default_backend() != "gpu", reason="JAX has no GPU here"),
+]
 
 SPECS = (
     Spec("low_rank", 768, 2304, rank=192),

@@ -13,7 +13,12 @@ from blrlab.data import text
 from blrlab.data.prepare import Dataset, unigram_entropy
 from blrlab.errors import InputError
 
-FILES = {"a.txt": b"aab\n" * 30, "b/c.txt": "漢字é\n".encode() * 20, "d.txt": b"xyz\n" * 25, "e.txt": b"q" * 40}
+FILES = {
+    "a.txt": b"aab\n" * 30,
+    "b/c.txt": "漢字é\n".encode() * 20,
+    "d.txt": b"xyz\n" * 25,
+    "e.txt": b"q" * 40,
+}
 
 
 @pytest.fixture
@@ -73,7 +78,7 @@ def test_one_file_is_counted_once_though_both_sides_have_some_of_it(tmp_path: Pa
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "book.txt").write_bytes(b"words " * 100)
     found = prepare(tmp_path / "text")
-    assert (found.summary["files"], found.summary["train_bytes"], found.summary["valid_bytes"]) == (1, 540, 60)
+    assert [found.summary[name] for name in ("files", "train_bytes", "valid_bytes")] == [1, 540, 60]
 
 
 @pytest.mark.parametrize("kind", ["byte", "bpe"])
@@ -135,6 +140,6 @@ def test_a_damaged_folder_is_named(source: Path, damage: str) -> None:
     prepare(source)
     folder = source.parent / "prepared"
     DAMAGE[damage](folder)
-    with pytest.raises(InputError, match="is damaged .*delete that folder") as caught:
+    with pytest.raises(InputError, match=r"is damaged .*delete that folder") as caught:
         data.load(folder)
     assert str(folder) in str(caught.value)

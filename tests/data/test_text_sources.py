@@ -35,7 +35,8 @@ def test_the_standard_library_is_source_code_alone(library: text.Text) -> None:
     outside = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
     assert not [name for name in found if outside.intersection(name.split("/"))]
     root = Path(sysconfig.get_paths()["stdlib"])
-    assert dict(library.train + library.valid)["json/decoder.py"] == (root / "json" / "decoder.py").read_bytes()
+    content = dict(library.train + library.valid)["json/decoder.py"]
+    assert content == (root / "json" / "decoder.py").read_bytes()
 
 
 def test_the_standard_library_is_the_same_text_every_time(library: text.Text) -> None:
@@ -53,7 +54,15 @@ def test_folders_of_others_inside_the_standard_library_do_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = {"os.py": b"a = 1\n", "json/scan.py": b"b = 2\n", "testing.py": b"c = 3\n"}
-    others = ("site-packages", "dist-packages", "test", "tests", "json/tests", "idlelib/idle_test", "__pycache__")
+    others = [
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "json/tests",
+        "idlelib/idle_test",
+        "__pycache__",
+    ]
     write(tmp_path / "tests" / "lib", own | {f"{folder}/mod.py": b"d = 4\n" for folder in others})
     write(tmp_path / "tests" / "lib", {"README.txt": b"text\n", "site-packages/pkg/deep/mod.py": b"e\n"})
     paths = {"stdlib": str(tmp_path / "tests" / "lib")}
@@ -131,7 +140,7 @@ def test_a_folder_without_text_is_an_error(tmp_path: Path, files: Files, path: s
 
 
 def test_an_unknown_source_is_told_the_known_ones() -> None:
-    with pytest.raises(InputError, match='data source "foldr".*stdlib, folder, huggingface.*Did you mean "folder"'):
+    with pytest.raises(InputError, match=r'"foldr".*stdlib, folder, huggingface.*Did you mean "folder"'):
         text.read("foldr")
 
 

@@ -99,7 +99,7 @@ OTHERS = {
 def test_the_digest_is_the_same_for_the_same_text_in_every_process() -> None:
     again: tuple[Document, ...] = (("a", b"one"), ("b", b"two"))
     assert Text(again, (("c", b"three"),)).digest() == BASE.digest()
-    written_out = b"part" b"a\0003\0one" b"b\0003\0two" b"part" b"c\0005\0three"
+    written_out = b"parta\0003\0oneb\0003\0twopartc\0005\0three"
     assert BASE.digest() == hashlib.sha256(written_out).hexdigest()
 
 

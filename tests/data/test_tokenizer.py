@@ -80,7 +80,12 @@ def test_a_separator_written_in_a_text_is_text(bpe: Tokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("content", "decoded"),
-    [(b"a\xffb", "a\ufffdb"), (b"\xff\xfe", "\ufffd\ufffd"), ("漢".encode()[:2], "\ufffd"), (b"caf\xe9 x", "caf\ufffd x")],
+    [
+        (b"a\xffb", "a\ufffdb"),
+        (b"\xff\xfe", "\ufffd\ufffd"),
+        ("漢".encode()[:2], "\ufffd"),
+        (b"caf\xe9 x", "caf\ufffd x"),
+    ],
 )
 def test_bytes_that_are_not_utf8_become_replacement_characters(bpe: Tokenizer, content: bytes, decoded: str) -> None:
     assert decode(bpe, bpe.encode([content])) == decoded + SEPARATOR
@@ -154,7 +159,11 @@ def test_a_checkpoint_without_a_usable_tokenizer_is_an_error(
     [
         ("bytes", 300, 'unknown tokenizer "bytes": it is one of byte, bpe, checkpoint. Did you mean "byte"?'),
         ("bpe", 256, "data.vocab_size is 256; a BPE needs at least 257 tokens."),
-        ("checkpoint", 300, "data.tokenizer=checkpoint needs a checkpoint: set init_from, or use byte or bpe."),
+        (
+            "checkpoint",
+            300,
+            "data.tokenizer=checkpoint needs a checkpoint: set init_from, or use byte or bpe.",
+        ),
     ],
 )
 def test_a_tokenizer_that_cannot_be_made_is_an_error(kind: str, vocab_size: int, sentence: str) -> None:

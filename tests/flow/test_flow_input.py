@@ -30,7 +30,10 @@ WRONG = {
     "unknown source": ([CONFIG, "--config.data.source=web"], "stdlib, folder, huggingface"),
     "unknown tokenizer": ([CONFIG, "--config.data.tokenizer=words"], "byte, bpe, checkpoint"),
     "tokenizer without model": ([CONFIG, "--config.data.tokenizer=checkpoint"], "set init_from"),
-    "blocks do not divide": ([CONFIG, "--config.factors.blocks=5"], "h_0/attn/c_attn (192 x 576): 5 input blocks"),
+    "blocks do not divide": (
+        [CONFIG, "--config.factors.blocks=5"],
+        "h_0/attn/c_attn (192 x 576): 5 input blocks",
+    ),
     "allowed blocks": ([CONFIG, "--config.factors.blocks=5"], "1, 2, 3, 4, 6, 8"),
     "rank does not divide": ([CONFIG, "--config.factors.rank=30"], "28 and 32 are"),
     "negative rank": ([CONFIG, "--config.factors.rank=-4"], "h_0/attn/c_attn"),
@@ -133,7 +136,10 @@ def test_a_mistake_is_answered_before_jax_loads():
     started = time.perf_counter()
     command = [sys.executable, "-m", "blrlab.experiments.run", CONFIG, "--config.sed=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr.splitlines()) == (2, ['error: unknown config field "sed". Did you mean "seed"?'])
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        ['error: unknown config field "sed". Did you mean "seed"?'],
+    )
     assert time.perf_counter() - started < 5
 
 

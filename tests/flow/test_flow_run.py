@@ -23,7 +23,11 @@ def test_run_leaves_records_and_report(finished):
     assert {record["kind"] for record in found} == set(records.KINDS)
     stages = {record["stage"] for record in found if record["kind"] == "eval"}
     assert stages == {"dense", "dense_continued", "compressed", "healed"}
-    assert {record["phase"] for record in found if record["kind"] == "train"} == {"dense", "heal", "dense_continued"}
+    assert {record["phase"] for record in found if record["kind"] == "train"} == {
+        "dense",
+        "heal",
+        "dense_continued",
+    }
     hashes = {record["data_hash"] for record in found if "data_hash" in record}
     assert hashes == {next(record["data"]["hash"] for record in found if record.get("data"))}
     timed = {(row["op"], row["impl"]) for row in found if row["kind"] == "bench" and row["p50"]}

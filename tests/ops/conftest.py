@@ -25,9 +25,7 @@ def run_child():
     def run(*arguments: str, interpret: bool = False, status: int = 0) -> str:
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         package = str(pathlib.Path(blrlab_ops.__file__).parents[1])
-        environment["PYTHONPATH"] = os.pathsep.join([package, environment.get("PYTHONPATH", "")]).strip(
-            os.pathsep
-        )
+        environment["PYTHONPATH"] = os.pathsep.join([package, environment.get("PYTHONPATH", "")]).strip(os.pathsep)
         environment["OMP_NUM_THREADS"] = "1"  # interpreted tiles are small, and idle threads spin
         if interpret:
             environment["TRITON_INTERPRET"] = "1"

@@ -53,9 +53,7 @@ def test_compiles_as_one_graph(layer):
     y, expected = compiled(x, factors, bias, impl=IMPL), blrlab_ops.linear(x, factors, bias, impl="ref")
     torch.testing.assert_close(y, expected)
     grad = torch.randn_like(y)
-    for ours, theirs in zip(
-        *(torch.autograd.grad(out, operands, grad) for out in (y, expected)), strict=True
-    ):
+    for ours, theirs in zip(*(torch.autograd.grad(out, operands, grad) for out in (y, expected)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -104,9 +102,7 @@ def test_the_tiles_of_a_gpu(layer, monkeypatch):
 @each_layer
 def test_rows_beyond_2_to_the_31_elements(layer):
     x, factors, bias = testing.random_operands(layer._replace(tokens=3), dtype=torch.float16)
-    far = torch.empty(2**31 + 30, dtype=torch.float16).as_strided(
-        (3, 30), (2**30, 1)
-    )  # untouched pages cost nothing
+    far = torch.empty(2**31 + 30, dtype=torch.float16).as_strided((3, 30), (2**30, 1))  # untouched pages cost nothing
     far.copy_(x)
     y = blrlab_ops.linear(far, factors, bias, impl=IMPL)
     assert torch.equal(y, blrlab_ops.linear(x, factors, bias, impl=IMPL))

@@ -10,9 +10,7 @@ pytestmark = pytest.mark.usefixtures("needs_triton")
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_every_awkward_layer(run_child, dtype):
-    out = run_child(
-        "-m", "blrlab_ops.verify", "--impl=triton_two_stage", f"--dtype={dtype}", "--json", interpret=True
-    )
+    out = run_child("-m", "blrlab_ops.verify", "--impl=triton_two_stage", f"--dtype={dtype}", "--json", interpret=True)
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["op"] for row in rows] == [layer.format for layer in testing.AWKWARD]
     assert all(row["passed"] for row in rows)

@@ -37,8 +37,8 @@ def test_the_gate_fails_on_one_wrong_element(impl, wrong, monkeypatch):
 
 
 def test_budgets_against_hand_counts():
-    assert budgets.of_kernel((0.25, 2.0), 0.01) == pytest.approx((0.51, 4.01))
-    assert budgets.of_kernel((0.25, 2.0), 0.01, times=3) == pytest.approx((0.76, 6.01))
+    assert budgets.of_kernel((0.25, 2.0), 0.01, peak=1) == pytest.approx((0.51, 4.01))
+    assert budgets.of_kernel((0.25, 2.0), 0.01, peak=5, times=3) == pytest.approx((0.76, 6.025))
     assert budgets.of_library(0.01, 0) == pytest.approx((0.02, 0.16))
     assert budgets.of_library(0.0, 400).error == pytest.approx(20 * torch.finfo(torch.float32).eps)
 

@@ -9,7 +9,12 @@ FORMATS = ("dense", "low_rank", "monarch", "blast")
 
 @pytest.mark.parametrize(
     ("word", "hint"),
-    [("monrach", ' Did you mean "monarch"?'), ("lowrank", ' Did you mean "low_rank"?'), ("xyz", ""), ("", "")],
+    [
+        ("monrach", ' Did you mean "monarch"?'),
+        ("lowrank", ' Did you mean "low_rank"?'),
+        ("xyz", ""),
+        ("", ""),
+    ],
 )
 def test_the_nearest_known_word_is_offered(word: str, hint: str) -> None:
     assert did_you_mean(word, iter(FORMATS)) == hint

@@ -14,7 +14,14 @@ from blrlab import records
 from blrlab.errors import InputError
 
 TRAIN = {"kind": "train", "step": 1, "loss": 2.5, "phase": "dense"}
-EVAL = {"kind": "eval", "stage": "dense", "value": None, "blocks": [2, 2], "unit": "nats/byte", "origin": "é漢 \n\0"}
+EVAL = {
+    "kind": "eval",
+    "stage": "dense",
+    "value": None,
+    "blocks": [2, 2],
+    "unit": "nats/byte",
+    "origin": "é漢 \n\0",
+}
 
 
 @pytest.fixture
@@ -150,9 +157,7 @@ def test_write_text_keeps_the_text_and_leaves_nothing_beside_it(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_a_writer_that_fails_leaves_the_former_text(
-    tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_writer_that_fails_leaves_the_former_text(tmp_path: Path, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -178,9 +183,7 @@ while True:
 def test_a_reader_never_sees_half_a_file_also_when_the_writer_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "data.json"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    with subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, env=environment
-    ) as writer:
+    with subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, env=environment) as writer:
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"a\n"
         seen, end = set(), time.monotonic() + 0.5

@@ -58,9 +58,7 @@ def env(**changes: Any) -> Record:
     return {**record, **changes}
 
 
-def train(
-    phase: str, steps: int, start: float, end: float, data_hash: str = "9f2c51d07ab34e81"
-) -> list[Record]:
+def train(phase: str, steps: int, start: float, end: float, data_hash: str = "9f2c51d07ab34e81") -> list[Record]:
     noise = random.Random(phase)
     losses = (end + (start - end) * math.exp(-7 * (step / steps) ** 0.7) for step in range(1, steps + 1))
     return [
@@ -174,9 +172,7 @@ def bench() -> list[Record]:
                 bound = bench_row("monarch", impl, net, layer, None)["bound_us"]
                 failed = impl == "torch_compile" and layer == "c_proj" and net == "own"
                 gate = {"passed": False, "error": 2.2e-6} if failed else {}
-                rows.append(
-                    bench_row("monarch", impl, net, layer, None if failed else 1.7 * factor * bound, **gate)
-                )
+                rows.append(bench_row("monarch", impl, net, layer, None if failed else 1.7 * factor * bound, **gate))
             rows.append(bench_row("monarch", "triton", net, layer, None, reason=INTERPRETED))
     return rows
 
@@ -206,6 +202,4 @@ def records() -> list[Record]:
 def build() -> SimpleNamespace:
     """What makes single records."""
     makers = (env, train, evaluation, compression, bench_row, bench, full_run)
-    return SimpleNamespace(
-        **{maker.__name__: maker for maker in makers}, device=DEVICE, interpreted=INTERPRETED
-    )
+    return SimpleNamespace(**{maker.__name__: maker for maker in makers}, device=DEVICE, interpreted=INTERPRETED)

@@ -116,11 +116,7 @@ def test_hostile_words_stay_words(build):
     records = [
         {
             **r,
-            **{
-                key: evil
-                for key in ("path", "layer", "device", "config", "net", "reason", "source")
-                if key in r
-            },
+            **{key: evil for key in ("path", "layer", "device", "config", "net", "reason", "source") if key in r},
         }
         for r in build.full_run()
     ]

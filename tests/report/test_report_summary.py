@@ -43,12 +43,8 @@ def test_won_back_says_both_shares_or_why_not():
         "none against the twin (healing added 0.500)"
     )
     better = won_back({**known, "healed": 1.375}, "the twin")
-    assert better == (
-        "all of the loss won back against the dense model (healed 0.125 below it), 90 % against the twin"
-    )
-    assert "no loss of the twin" in won_back(
-        {k: v for k, v in known.items() if k != "dense_continued"}, "the twin"
-    )
+    assert better == ("all of the loss won back against the dense model (healed 0.125 below it), 90 % against the twin")
+    assert "no loss of the twin" in won_back({k: v for k, v in known.items() if k != "dense_continued"}, "the twin")
     assert "%" not in won_back({"dense": 1.5, "compressed": 2.5})
 
 
@@ -123,9 +119,7 @@ def test_speed_over_the_fastest_dense_and_over_the_same_backend(build):
     ]
 
 
-@pytest.mark.parametrize(
-    "other", [{"tokens": 1}, {"dtype": "float16"}, {"net": "gpt2s"}, {"out_features": 2}]
-)
+@pytest.mark.parametrize("other", [{"tokens": 1}, {"dtype": "float16"}, {"net": "gpt2s"}, {"out_features": 2}])
 def test_only_like_is_set_against_like(build, other):
     rows = [
         build.bench_row("dense", "xla", "own", "c_fc", 100.0),
@@ -153,9 +147,7 @@ def test_a_later_time_replaces_an_earlier_one(build):
 
 def test_runs_part_by_hash_and_device_and_keep_their_own_records(build):
     other = build.env(config="gpt2_blast", data={"hash": "0000"})
-    runs = split_runs(
-        [*build.full_run(), other, *build.compression("blast"), *build.evaluation("dense", 9.0, "0000")]
-    )
+    runs = split_runs([*build.full_run(), other, *build.compression("blast"), *build.evaluation("dense", 9.0, "0000")])
     assert [(run.config, run.data_hash) for run in runs] == [
         ("gpt2_monarch", "9f2c51d07ab34e81"),
         ("gpt2_blast", "0000"),

@@ -48,9 +48,7 @@ def test_narrow_drops_columns_and_keeps_the_answer(records):
 def test_quality_has_units_and_differences(records):
     said = printed(records)
     assert re.search(r"nats/byte +vs dense +per byte +per byte", said)
-    assert re.search(
-        r"^healed +Monarch +1\.550 +\+0\.030 +4\.711 +2\.236 +1\.27 M +2\.70x$", said, re.MULTILINE
-    )
+    assert re.search(r"^healed +Monarch +1\.550 +\+0\.030 +4\.711 +2\.236 +1\.27 M +2\.70x$", said, re.MULTILINE)
     assert "96 % of the loss won back" in in_one_line(records)
     assert "91 % against the dense model trained on for the same steps." in in_one_line(records)
 

@@ -1,10 +1,9 @@
 """A language model small enough to train in no time: one embedding, dropout and one Monarch layer."""
 
-import gc
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -76,25 +75,19 @@ def still() -> Setting:
     return Setting(dropout=0.0)
 
 
-@pytest.fixture
-def noise() -> Iterator[None]:
-    """Collect the coroutines that orbax leaves behind when a read fails, inside the test that ignores them."""
-    yield
-    gc.collect()
-
-
 @pytest.fixture(scope="session")
 def child() -> Callable[..., subprocess.CompletedProcess]:
     """Run a Python program in another process, with the import path of this one."""
 
     def run(program: str, *arguments: object, devices: int = 1) -> subprocess.CompletedProcess:
+        flags = f"--xla_force_host_platform_device_count={devices}"
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0",  # compiling takes longer than running
         }
         command = [sys.executable, "-c", program, *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+        return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
     return run

@@ -1,7 +1,6 @@
 """Training over eight devices gives the losses of one."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,7 +32,8 @@ placed = set()
 
 def watched(state, windows):
     leaf = jax.tree.leaves(state.params)[0]
-    placed.add((windows.addressable_shards[0].data.shape[0], leaf.addressable_shards[0].data.shape == leaf.shape))
+    part, whole = (array.addressable_shards[0].data.shape for array in (windows, leaf))
+    placed.add((part[0], whole == leaf.shape))
     return step(state, windows)
 
 train.fit(

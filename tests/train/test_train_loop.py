@@ -15,9 +15,7 @@ from blrlab.errors import InputError
 def fit(setting, folder: Path, **changes) -> train.State:
     changes = {"say": lambda line: None} | changes
     say, step = changes.pop("say"), changes.pop("step", setting.step)
-    return train.fit(
-        setting.plan(**changes), setting.state(), step, setting.batches(), setting.schedule, folder, say
-    )
+    return train.fit(setting.plan(**changes), setting.state(), step, setting.batches(), setting.schedule, folder, say)
 
 
 def kept_steps(folder: Path) -> list[int]:

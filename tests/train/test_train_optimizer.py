@@ -61,13 +61,17 @@ def update(optimizer: optax.GradientTransformation, gradient: Any, params: Any) 
     return first(gradient, params)
 
 
+def two(*shape: int) -> np.ndarray:
+    return np.full(shape, 2.0, np.float32)
+
+
 PARAMS = {
-    "wte": {"embedding": np.full((5, 4), 2.0, np.float32)},
+    "wte": {"embedding": two(5, 4)},
     "h_0": {
-        "ln_1": {"scale": np.full((4,), 2.0, np.float32), "bias": np.full((4,), 2.0, np.float32)},
-        "dense": {"kernel": np.full((4, 4), 2.0, np.float32), "bias": np.full((4,), 2.0, np.float32)},
-        "low_rank": {"kernel": {"V": np.full((4, 2), 2.0, np.float32), "U": np.full((2, 4), 2.0, np.float32)}, "bias": np.full((4,), 2.0, np.float32)},
-        "blast": {"kernel": {name: np.full((2, 2, 2), 2.0, np.float32) for name in "VSU"}},
+        "ln_1": {"scale": two(4), "bias": two(4)},
+        "dense": {"kernel": two(4, 4), "bias": two(4)},
+        "low_rank": {"kernel": {"V": two(4, 2), "U": two(2, 4)}, "bias": two(4)},
+        "blast": {"kernel": {name: two(2, 2, 2) for name in "VSU"}},
     },
 }
 DECAYING = {
@@ -104,6 +108,7 @@ def test_gradients_are_clipped_by_their_norm_over_all_parameters(clip: float, sc
 
 def test_the_first_update_is_as_large_as_the_learning_rate() -> None:
     params, gradient = {"bias": np.float32([0, 0, 0])}, {"bias": np.float32([1.0, -0.1, 10.0])}
-    optimizer = train.make_optimizer(train.make_schedule(PEAK, STEPS, 0, FINAL), weight_decay=0.1, clip_norm=1.0)
+    schedule = train.make_schedule(PEAK, STEPS, 0, FINAL)
+    optimizer = train.make_optimizer(schedule, weight_decay=0.1, clip_norm=1.0)
     after, _ = update(optimizer, gradient, params)
     np.testing.assert_allclose(after["bias"], [-PEAK, PEAK, -PEAK], rtol=1e-4)

@@ -1,8 +1,6 @@
 """Finished parameters on disk."""
 
 import errno
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,49 +49,7 @@ def test_missing_parameters_are_named(tmp_path: Path) -> None:
     assert str(tmp_path / "params") in str(caught.value)
 
 
-OTHERS = {
-    "another shape": PARAMS | {"wte": {"embedding": np.zeros((4, 5), np.float32)}},
-    "a smaller shape": PARAMS | {"wte": {"embedding": np.zeros((2, 3), np.float32)}},
-    "another rank": PARAMS | {"wte": {"embedding": np.zeros(12, np.float32)}},
-    "dense for factored": PARAMS | {"c_fc": {"kernel": np.zeros((6, 6), np.float32)}},
-    "one more": PARAMS | {"more": np.zeros(3, np.float32)},
-    "one less": {name: value for name, value in PARAMS.items() if name != "half"},
-}
-
-
-# orbax leaves coroutines behind when a read fails; what they say as they are collected cannot be caught.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("noise")
-@pytest.mark.parametrize("what", OTHERS)
-def test_parameters_of_other_shapes_are_an_error(tmp_path: Path, what: str) -> None:
-    train.save_params(tmp_path / "params", PARAMS)
-    with pytest.raises(InputError, match=r"the checkpoint in .* \(.+\)") as caught:
-        train.load_params(tmp_path / "params", shapes(OTHERS[what]))
-    assert str(tmp_path / "params") in str(caught.value)
-
-
-DAMAGE: dict[str, Callable[[Path], object]] = {
-    "emptied": lambda folder: [shutil.rmtree(folder), folder.mkdir()],
-    "garbled metadata": lambda folder: (folder / "_METADATA").write_bytes(b"{"),
-    "no arrays": lambda folder: shutil.rmtree(folder / "d"),
-    "cut arrays": lambda folder: [path.write_bytes(path.read_bytes()[:-9]) for path in (folder / "d").iterdir()],
-}
-
-
-# orbax leaves coroutines behind when a read fails; what they say as they are collected cannot be caught.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("noise")
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_damaged_parameters_are_an_error(tmp_path: Path, damage: str) -> None:
-    train.save_params(tmp_path / "params", PARAMS)
-    DAMAGE[damage](tmp_path / "params")
-    with pytest.raises(InputError, match=r"is damaged \(.+\): delete that folder") as caught:
-        train.load_params(tmp_path / "params", shapes(PARAMS))
-    assert str(tmp_path / "params") in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["Failed to write: No space left on device [os_error_code='28']", "RESOURCE_EXHAUSTED: x"])
+@pytest.mark.parametrize("text", ["write: No space left on device [os_error_code='28']", "RESOURCE_EXHAUSTED: x"])
 def test_a_full_disk_is_said_to_be_full(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise ValueError(text)

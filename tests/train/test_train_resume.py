@@ -24,9 +24,7 @@ def fit(setting, folder: Path, killed_at: int | None = None) -> train.State:
             raise Killed
 
     folder.mkdir(exist_ok=True)
-    return train.fit(
-        setting.plan(steps=STEPS), setting.state(), setting.step, setting.batches(), setting.schedule, folder, say
-    )
+    return train.fit(setting.plan(), setting.state(), setting.step, setting.batches(), setting.schedule, folder, say)
 
 
 def rows(folder: Path) -> list[records.Record]:
@@ -79,8 +77,9 @@ def test_records_past_the_checkpoint_and_torn_ones_are_cut_back(setting, straigh
     with pytest.raises(Killed):
         fit(setting, tmp_path, killed_at=12)
     line = json.dumps({"kind": "train", "phase": "dense", "step": 13, "loss": 0.0})
+    tails = {"torn": line[:20], "longer": f"{line}\n" * 3, "longer and torn": f"{line}\n{line[:20]}"}
     with (tmp_path / "records.jsonl").open("a", encoding="utf-8") as file:
-        file.write({"torn": line[:20], "longer": f"{line}\n" * 3, "longer and torn": f"{line}\n{line[:20]}"}[tail])
+        file.write(tails[tail])
     assert_same(straight, fit(setting, tmp_path), tmp_path)
 
 

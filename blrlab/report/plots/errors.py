@@ -106,8 +106,6 @@ def _panel(axes: Axes, points: list[Point], names: dict[Series, str]) -> None:
         alike = [other for other in names if other.format == series.format]
         dash = DASHES[alike.index(series) % len(DASHES)]
         marker = FORMAT_MARKERS.get(series.format, "o")
-        axes.plot(
-            *zip(*ordered, strict=True), color=colour, marker=marker, markersize=5, ls=dash, linewidth=1.2
-        )
+        axes.plot(*zip(*ordered, strict=True), color=colour, marker=marker, markersize=5, ls=dash, linewidth=1.2)
         ends += [(ordered[-1][1], names[series], colour)] if names[series] else []
     name_lines(axes, ends)

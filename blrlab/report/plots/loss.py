@@ -153,9 +153,7 @@ def _evaluations(run: Run, found: dict[str, Curve]) -> list[tuple[float, float, 
     end = found["dense"][-1][0] if "dense" in found else 0.0
     steps = {"dense": end, "compressed": end}
     steps |= {STAGE_OF_PHASE[phase]: curve[-1][0] for phase, curve in found.items() if phase != "dense"}
-    return [
-        (steps[stage], loss, stage) for stage, loss in known.items() if loss is not None and stage in steps
-    ]
+    return [(steps[stage], loss, stage) for stage, loss in known.items() if loss is not None and stage in steps]
 
 
 def _markers(axes: Axes, marks: list[tuple[float, float, str]]) -> None:

@@ -125,9 +125,7 @@ def _draw_roof(axes: Axes, roof: Roof) -> None:
         linewidth=1.3,
     )
     style = {"textcoords": "offset points", "fontsize": 8, "color": INK}
-    axes.annotate(
-        words.rate(roof.flops, "FLOP/s"), (roof.right, roof.flops), xytext=(-2, 3), ha="right", **style
-    )
+    axes.annotate(words.rate(roof.flops, "FLOP/s"), (roof.right, roof.flops), xytext=(-2, 3), ha="right", **style)
     slope = (roof.ridge / 1.6, roof.flops / 1.6)
     axes.annotate(words.rate(roof.bandwidth, "B/s"), slope, xytext=(8, -4), va="top", **style)
     axes.set_xlabel("arithmetic intensity (FLOP per byte)")

@@ -123,9 +123,7 @@ def name_lines(axes: Axes, ends: Sequence[tuple[float, str, str]], gap: float = 
     # A label far outside would push the axes out of the figure.
     heights = [min(1.0, max(0.0, (value - bottom) / (top - bottom))) for value, _, _ in ends]
     for height, (_, label, colour) in zip(spread(heights, gap), ends, strict=True):
-        axes.annotate(
-            label, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontsize=8.5
-        )
+        axes.annotate(label, (1.015, height), xycoords="axes fraction", color=colour, va="center", fontsize=8.5)
 
 
 def svg(figure: Figure, prefix: str, label: str) -> str:
@@ -141,9 +139,7 @@ def svg(figure: Figure, prefix: str, label: str) -> str:
     for name, colour in COLOURS.items():
         drawing = drawing.replace(colour, f"var(--{name})")
     width = figure.get_size_inches()[0]
-    opening = (
-        f'<svg role="img" aria-label="{escape(label, quote=True)}" style="max-width: {96 * width:.0f}px" '
-    )
+    opening = f'<svg role="img" aria-label="{escape(label, quote=True)}" style="max-width: {96 * width:.0f}px" '
     return drawing.replace("<svg ", opening, 1)
 
 

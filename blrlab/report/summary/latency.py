@@ -44,9 +44,7 @@ def why_no_time(record: Record) -> str | None:
     if record.get("passed") is False:
         error, budget = finite(record.get("error")), finite(record.get("error_budget"))
         known = error is not None and budget is not None
-        return "failed its accuracy gate" + (
-            f": error {error:.1e} over the budget {budget:.1e}" if known else ""
-        )
+        return "failed its accuracy gate" + (f": error {error:.1e} over the budget {budget:.1e}" if known else "")
     return "not verified" if finite(record.get("p50")) is not None else "not measured"
 
 

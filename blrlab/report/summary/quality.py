@@ -107,9 +107,7 @@ def _totals(run: Run, variant: Variant) -> list[Record]:
     # The whole-model row may leave format and algorithm out; where it has them, they must be the variant's.
     rows = run.of("compress", path="*")
     return [
-        r
-        for r in rows
-        if all(not r.get(k) or r[k] == v for k, v in zip(("format", "algorithm"), variant, strict=True))
+        r for r in rows if all(not r.get(k) or r[k] == v for k, v in zip(("format", "algorithm"), variant, strict=True))
     ]
 
 

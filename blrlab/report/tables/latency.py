@@ -36,9 +36,7 @@ def latency_table(device: str, records: list[Record]) -> Table:
         breaks.add(len(rows))
         rows += [_cells(t, op, reasons) for t, op in zip(timings, op_names(timings), strict=True)]
     notes = [f"[{number}] {words.sentence(reason)}" for reason, number in reasons.items()]
-    table = Table(
-        f"Latency of layers on {device}", COLUMNS, tuple(rows), frozenset(breaks), (*notes, *HOW_TO_READ)
-    )
+    table = Table(f"Latency of layers on {device}", COLUMNS, tuple(rows), frozenset(breaks), (*notes, *HOW_TO_READ))
     return table.say_once(["tokens", "dtype"])
 
 

@@ -28,15 +28,11 @@ def _facts(run: Run) -> dict[str, str]:
         "time": text(env.get("time"), words.MISSING),
         # Stages of one run may have been run at different commits, and then all of them count.
         "commit": _joined(*dict.fromkeys(text(r.get("commit"), "") for r in run.of("env"))),
-        "config": " ".join(
-            part for part in (text(env.get("config"), ""), text(env.get("scale"), "")) if part
-        ),
+        "config": " ".join(part for part in (text(env.get("config"), ""), text(env.get("scale"), "")) if part),
         "device": _device(env),
         "software": ", ".join(f"{key} {text(env.get(key), 'absent')}" for key in SOFTWARE),
         "peaks": _peaks(peaks),
-        "parameters": f"{parameters:,.0f}"
-        if (parameters := finite(env.get("parameters")))
-        else words.MISSING,
+        "parameters": f"{parameters:,.0f}" if (parameters := finite(env.get("parameters"))) else words.MISSING,
         "data": _source(data),
         "data hash": text(data.get("hash"), words.MISSING),
         "data size": _sizes(data),

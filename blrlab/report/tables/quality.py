@@ -22,10 +22,7 @@ def quality_tables(data_hash: str, device: str, runs: list[Run]) -> list[Table]:
 
 def _windows(split: str, runs: list[Run]) -> str:
     counts = {
-        finite(r.get("examples"))
-        for run in runs
-        for r in run.of("eval")
-        if text(r.get("split"), "valid") == split
+        finite(r.get("examples")) for run in runs for r in run.of("eval") if text(r.get("split"), "valid") == split
     }
     known = [c for c in counts if c is not None]
     return f", {words.span(known)} windows" if known else ""

@@ -16,9 +16,7 @@ def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None) -> Tenso
     return y.view(*x.shape[:-1], U.shape[1])
 
 
-def gradients(
-    grad: Tensor, x: Tensor, V: Tensor, U: Tensor, *, needs: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
+def gradients(grad: Tensor, x: Tensor, V: Tensor, U: Tensor, *, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Return the gradients of x [n, i], V and U for grad [n, o], or None where not needed."""
     dT = grad @ U.T  # [n, r]
     dx = dT @ V.T if needs[0] else None

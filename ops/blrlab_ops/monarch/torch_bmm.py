@@ -25,9 +25,7 @@ def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None) -> Tenso
     return y.view(*x.shape[:-1], b2 * U.shape[3])
 
 
-def gradients(
-    grad: Tensor, x: Tensor, V: Tensor, U: Tensor, *, needs: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
+def gradients(grad: Tensor, x: Tensor, V: Tensor, U: Tensor, *, needs: Sequence[bool]) -> tuple[Tensor | None, ...]:
     """Return the gradients of x [n, i], V and U for grad [n, o], or None where not needed."""
     b1, b2, p, rank = V.shape
     x_blocks = x.unflatten(1, (b1, p)).transpose(0, 1)  # [b1, n, p]
