@@ -88,7 +88,7 @@ def _read(rule: Any, defaults: Mapping[str, Any]) -> tuple[str, Choice]:
     if not pair or not isinstance(rule[0], str) or not isinstance(rule[1], Mapping):
         raise InputError(f'a rule is a pair such as ("*/mlp/c_fc", {{"rank": 64}}), not {rule!r}.')
     pattern: str = rule[0]
-    fields: Mapping[str, Any] = rule[1]
+    fields: Any = rule[1]
     for field, value in fields.items():
         if field not in FIELDS:
             raise InputError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 
 from blrlab import factors
 from blrlab.errors import InputError
@@ -187,7 +188,7 @@ def test_a_factored_kernel_needs_a_factored_layer(spec):
     """Whether a tree fits is Flax's to say; it must not run as something else."""
     dense = FactoredDense(20)
     params = jax.eval_shape(FactoredDense(20, spec).init, jax.random.key(0), _x(2))
-    with pytest.raises(ValueError, match="kernel"):
+    with pytest.raises(ScopeParamShapeError, match="kernel"):
         jax.eval_shape(dense.apply, params, _x(2))
 
 

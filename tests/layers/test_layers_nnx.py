@@ -85,14 +85,14 @@ def test_gradients_reach_the_factors(spec):
 
 
 def test_blast_runs():
-    _, after = _pair(Spec("low_rank", 8, 12, rank=8))
-    spec = Spec("blast", 8, 12, (2, 3), 5)
-    kernel = jax.jit(lambda key: factors.init(key, spec))(jax.random.key(0))
-    layer = to_nnx(MLP(nnx.Rngs(0)).up, kernel)
-    wanted = np.asarray(_x(2)) @ np.asarray(factors.to_dense(kernel)) + np.asarray(layer.bias[...])
-    np.testing.assert_allclose(layer(_x(2)), wanted, rtol=0, atol=1e-5)
-    after.up = layer
-    assert after(_x(2)).shape == (2, 4)
+    spec, random = Spec("blast", 8, 12, (2, 3), 5), np.random.default_rng(1)
+    kernel = {name: jnp.asarray(random.normal(size=size), jnp.float32) for name, size in factors.shapes(spec).items()}
+    model = MLP(nnx.Rngs(0))
+    bias = np.asarray(model.up.bias[...])
+    model.up = to_nnx(model.up, kernel)
+    wanted = np.asarray(_x(2)) @ np.asarray(factors.to_dense(kernel)) + bias
+    np.testing.assert_allclose(model.up(_x(2)), wanted, rtol=1e-5, atol=1e-4)
+    assert model(_x(2)).shape == (2, 4)
 
 
 def test_a_dense_kernel_stays_one():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.errors import ScopeParamShapeError
 
 from blrlab import compress, factors
 from blrlab.errors import InputError
@@ -168,7 +169,7 @@ def test_compressed_and_dense_kernels_mix_without_specs():
 
 
 def test_outside_the_block_flax_refuses_factors():
-    with pytest.raises(ValueError, match="kernel"):
+    with pytest.raises(ScopeParamShapeError, match="kernel"):
         jax.eval_shape(MLP().apply, _shapes(MLP(), {"up": MONARCH}), _x(2))
 
 
@@ -282,7 +283,7 @@ def test_intermediates_are_still_captured():
 def test_the_block_ends_with_an_error():
     with pytest.raises(RuntimeError, match="mine"), factored_dense():
         raise RuntimeError("mine")
-    with pytest.raises(ValueError, match="kernel"):
+    with pytest.raises(ScopeParamShapeError, match="kernel"):
         jax.eval_shape(MLP().apply, _shapes(MLP(), {"up": MONARCH}), _x(2))
 
 
