@@ -121,7 +121,7 @@ def _interpret(problem: Problem, rows: Sequence[Row], found: interpreted.Row | s
                 row["reason"] = f"no GPU; {found}"
                 continue
             row.update({name: found[name] for name in (*ERRORS, "passed")})
-            row["reason"] = "no GPU: verified in Triton's interpreter (float32, random factors), which has no speed"
+            row["reason"] = "no GPU: verified in the interpreter (float32, random factors), not timed"
 
 
 def _row(problem: Problem, impl: str, settings: Settings) -> Row:
