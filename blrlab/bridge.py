@@ -37,8 +37,12 @@ def to_torch(tree: Any) -> Any:
         raise InputError("the bridge needs PyTorch: pip install torch.") from None
 
     def one(path: Any, array: Any) -> Any:
-        _check(jax.tree_util.keystr(path, simple=True, separator="/") or "the array", array, torch)
-        return torch.from_dlpack(array.block_until_ready())
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or "the array"
+        _check(name, array, torch)
+        try:
+            return torch.from_dlpack(array.block_until_ready())
+        except (RuntimeError, BufferError, TypeError) as error:
+            raise InputError(f"torch cannot take {name}, a {array.dtype} array: {error}") from None
 
     return jax.tree_util.tree_map_with_path(one, tree)
 

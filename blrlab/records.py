@@ -9,7 +9,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from blrlab.errors import InputError
 
@@ -35,12 +35,22 @@ def append(path: Path, record: Record) -> None:
     """
     if record.get("kind") not in KINDS:
         raise ValueError(f"a record's kind is one of {', '.join(KINDS)}, not {record.get('kind')!r}")
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with path.open("ab+") as file:
+        if file.tell() and _torn(file):
+            keep(path, lambda _: True)
+    with path.open("ab") as file:
+        file.write(line.encode())
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    with path.open(encoding="utf-8") as file:
+def _torn(file: BinaryIO) -> bool:
+    """Tell whether a file that is not empty lacks its last newline."""
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with path.open("rb") as file:
         yield from enumerate(file, 1)
 
 
@@ -56,8 +66,8 @@ def read(path: Path) -> list[Record]:
     for number, line in _lines(path):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
-            if not line.endswith("\n"):
+        except ValueError:  # not JSON, or not UTF-8
+            if not line.endswith(b"\n"):
                 break
             raise InputError(f"{path}, line {number} is damaged: it is not JSON.") from None
         if not isinstance(record, dict):

@@ -31,6 +31,8 @@ class Verdict(NamedTuple):
 def errors(output: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Return (relative Frobenius error, largest error over the root mean square of the reference)."""
     difference = output.astype(np.float64) - reference
+    if not reference.any():
+        return (0.0, 0.0) if not difference.any() else (math.inf, math.inf)
     rms = math.sqrt(float(np.mean(reference**2)))
     relative = float(np.linalg.norm(difference) / np.linalg.norm(reference))
     return relative, float(np.abs(difference).max()) / rms
@@ -48,6 +50,7 @@ def judge(problem: Problem, output: np.ndarray, yardstick: tuple[float, float] |
     if yardstick is None:
         allowed = budgets.of_library(epsilon, problem.spec.in_features)
     else:
-        peak = float(np.abs(problem.reference).max() / np.sqrt(np.mean(problem.reference**2)))
+        rms = math.sqrt(float(np.mean(problem.reference**2)))
+        peak = float(np.abs(problem.reference).max()) / rms if rms else 1.0
         allowed = budgets.of_kernel(yardstick, epsilon, peak)
     return Verdict(*errors(output, problem.reference), *allowed)

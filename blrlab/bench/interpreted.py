@@ -36,11 +36,20 @@ def verify(problems: Sequence[Problem], timeout: float = 600.0) -> list[Row | st
         )
     except subprocess.TimeoutExpired:
         return [f"Triton's interpreter took longer than {timeout:.0f} s"] * len(problems)
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rows = [row for row in map(_row, done.stdout.splitlines()) if row]
     if len(rows) != len(problems):
         last = (done.stderr.strip() or "it printed nothing").splitlines()[-1]
         return [f"Triton's interpreter failed: {last}"] * len(problems)
     return list(rows)
+
+
+def _row(line: str) -> Row | None:
+    """Read one printed line; None for what is no whole row."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 def shape_flag(problem: Problem) -> str:

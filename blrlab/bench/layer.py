@@ -87,6 +87,9 @@ def _verified(
     try:
         contender = BACKENDS[impl](problem, _copies(problem))
         output = contender.output()
+        if output.shape != problem.reference.shape:
+            raise ValueError(f"its output is {output.shape}, not {problem.reference.shape}")
+        contender.run()
     except Exception as error:  # whatever a third-party backend raises belongs into its row
         return row | {"passed": False, "reason": _first_line(error)}, None, None
     verdict = gate.judge(problem, output, yardstick if impl in OWN_KERNELS else None)
@@ -120,7 +123,7 @@ def _interpret(problem: Problem, rows: Sequence[Row], found: interpreted.Row | s
             if isinstance(found, str):
                 row["reason"] = f"no GPU; {found}"
                 continue
-            row.update({name: found[name] for name in (*ERRORS, "passed")})
+            row.update({name: _finite(found[name]) for name in ERRORS}, passed=found["passed"])
             row["reason"] = "no GPU: verified in the interpreter (float32, random factors), not timed"
 
 

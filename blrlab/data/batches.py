@@ -15,7 +15,7 @@ class _Windows:
         self._tokens, self._context = tokens, context
 
     def __len__(self) -> int:
-        return (len(self._tokens) - 1) // self._context
+        return max(len(self._tokens) - 1, 0) // self._context
 
     def __getitem__(self, index: int) -> np.ndarray:
         start = index * self._context

@@ -82,7 +82,7 @@ def load(folder: Path) -> Dataset:
             summary.pop("vocab_size"),
             summary,
         )
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError) as error:
         raise InputError(f"the prepared text in {folder} is damaged ({error}): delete that folder.") from None
 
 

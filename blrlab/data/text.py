@@ -70,6 +70,8 @@ def split(documents: Sequence[Document], valid_fraction: float) -> Text:
     if len(documents) == 1:
         name, content = documents[0]
         cut = len(content) - max(int(len(content) * valid_fraction), 1)
+        # Not inside a UTF-8 character, which has up to three bytes after its first.
+        cut = next((back for back in range(cut, max(cut - 4, 0), -1) if content[back] & 0xC0 != 0x80), cut)
         return Text(((name, content[:cut]),), ((name, content[cut:]),))
     wanted = valid_fraction * sum(len(content) for _, content in documents)
     valid: set[str] = set()
@@ -107,6 +109,8 @@ def _folder(path: str) -> Iterator[Document]:
 
 
 def _huggingface(name: str, subset: str) -> Text:
+    if not name:
+        raise InputError("data.source=huggingface needs a dataset: set data.name.")
     try:
         import datasets
     except ImportError:
@@ -120,7 +124,10 @@ def _huggingface(name: str, subset: str) -> Text:
     for part in ("train", "validation"):
         if part not in loaded or "text" not in loaded[part].column_names:
             raise InputError(f'the dataset "{name}" has no {part} split with a column "text".')
-        content = "\n".join(loaded[part]["text"]).encode()
+        rows = [row or "" for row in loaded[part]["text"]]
+        if not all(isinstance(row, str) for row in rows):
+            raise InputError(f'the column "text" of the {part} split of "{name}" holds other things than text.')
+        content = "\n".join(rows).encode()
         if not content.strip():
             raise InputError(f'the {part} split of the dataset "{name}" has no text.')
         parts.append(((f"{name}/{subset}/{part}", content),))

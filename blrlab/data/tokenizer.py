@@ -94,7 +94,9 @@ def load(kind: str, path: Path) -> Tokenizer:
         raise InputError(f"{path} is damaged: {error}") from None
     if model.token_to_id(SEPARATOR) is None:
         raise InputError(f'{path} has no token "{SEPARATOR}" to set between documents.')
-    return Tokenizer(kind, model)
+    if not set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) <= set(model.get_vocab()):
+        raise InputError(f"{path} is not a byte-level BPE: it lacks tokens for single bytes.")
+    return Tokenizer(kind, _plain(model))
 
 
 def _train(texts: Sequence[bytes], vocab_size: int) -> tokenizers.Tokenizer:
@@ -110,4 +112,10 @@ def _train(texts: Sequence[bytes], vocab_size: int) -> tokenizers.Tokenizer:
         show_progress=False,
     )
     model.train_from_iterator((text.decode("utf-8", errors="replace") for text in texts), trainer)
+    return _plain(model)
+
+
+def _plain(model: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Let a separator that is written out in a text be text, not the end of a document."""
+    model.encode_special_tokens = True
     return model

@@ -16,6 +16,7 @@ from blrlab.train.step import State
 @contextlib.contextmanager
 def _explained(folder: Path, doing: str) -> Iterator[None]:
     """Turn what orbax and tensorstore raise over bad files into one sentence; a full disk stays an OSError."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs the traceback of what it raises
     try:
         yield
     except InputError:
@@ -37,7 +38,6 @@ class Checkpoints:
     """
 
     def __init__(self, folder: Path):
-        logging.getLogger("absl").setLevel(logging.ERROR)
         options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
         self._folder = folder.absolute()
         self._manager = ocp.CheckpointManager(self._folder, options=options)
@@ -71,6 +71,7 @@ class Checkpoints:
 
 def save_params(folder: Path, params: Mapping[str, Any]) -> None:
     """Write parameters to a folder, whole or not at all; an older one is replaced."""
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)  # orbax would wait for a parent that cannot be
     with _explained(folder, "write"), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(folder.absolute(), dict(params), force=True)
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,8 @@ def fit(
     as if nothing had happened. Batches are cut between all local devices.
 
     Raises:
-      InputError: the loss is no longer finite, a checkpoint is damaged, or the devices do not divide the batch.
+      InputError: the loss or its gradient is no longer finite, a checkpoint is damaged or past the plan's end, or
+        the devices do not divide the batch.
     """
     replicate, shard = data_parallel(plan.batch)
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -68,20 +69,26 @@ def fit(
     if checkpoints.latest() is not None:
         state, batches.position = checkpoints.restore(state)
         say(f"{plan.phase}: going on from step {int(state.step)}")
+    if int(state.step) > plan.steps:
+        raise InputError(f"{folder} holds step {int(state.step)}, past the {plan.steps} steps asked for.")
     log = folder / "records.jsonl"
     first = int(state.step)
     records.keep(log, lambda record: record.get("step", 0) <= first)
     clock = _Clock(plan, first)
     for number in range(first + 1, plan.steps + 1):
         state, metrics = step(state, shard(next(batches)))
-        if number % plan.log_every == 0 or number == plan.steps:
+        logs = number % plan.log_every == 0 or number == plan.steps
+        saves = number % plan.checkpoint_every == 0 or number == plan.steps
+        if logs or saves:
+            _check_finite(plan, number, metrics)
+        if logs:
             record = _record(plan, number, float(metrics["loss"]), float(schedule(number - 1)))
             record["tokens_per_s"] = clock.tokens_per_s(number, batches.context)
             records.append(log, record)
             say(_line(record, plan, clock.seconds_left(number)))
-        if number % plan.checkpoint_every == 0 and number < plan.steps:
+        if saves:
             checkpoints.save(state, batches.position)
-    if checkpoints.latest() != plan.steps:
+    if checkpoints.latest() is None:  # no steps at all
         checkpoints.save(state, batches.position)
     checkpoints.close()
     return state
@@ -104,11 +111,13 @@ class _Clock:
         return (self._plan.steps - step) * (self._pace or 0.0)
 
 
+def _check_finite(plan: Plan, step: int, metrics: Mapping[str, jax.Array]) -> None:
+    for name, value in metrics.items():
+        if not math.isfinite(float(value)):
+            raise InputError(f"{plan.phase}: the {name} is {float(value)} at step {step}; lower the learning rate.")
+
+
 def _record(plan: Plan, step: int, loss: float, rate: float) -> records.Record:
-    if not math.isfinite(loss):
-        raise InputError(
-            f"{plan.phase}: the loss is {loss} at step {step}; lower the learning rate or the clipping norm."
-        )
     return {
         "kind": "train",
         "phase": plan.phase,

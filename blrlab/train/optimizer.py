@@ -14,13 +14,15 @@ def make_schedule(learning_rate: float, steps: int, warmup: int, final_fraction:
     Raises:
       InputError: the warm-up is as long as the training.
     """
-    if steps and not 0 <= warmup < steps:
+    if not steps:
+        return optax.constant_schedule(learning_rate)
+    if not 0 <= warmup < steps:
         raise InputError(f"a warm-up of {warmup} steps does not fit into {steps} steps.")
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0 if warmup else learning_rate,
         peak_value=learning_rate,
         warmup_steps=warmup,
-        decay_steps=max(steps, 1),
+        decay_steps=steps,
         end_value=learning_rate * final_fraction,
     )
 

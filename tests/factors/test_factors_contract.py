@@ -248,6 +248,8 @@ def test_project_keeps_the_dtype_and_works_in_float32(spec):
         # One program, so that what is computed in float32 is the same, and only its rounding differs.
         return {name: factors.project(weight, spec) for name, weight in weights.items()}
 
+    # float16 is seen, without a compilation, in the next test.
+
     weight = np.random.default_rng(3).normal(size=(spec.in_features, spec.out_features)).astype(jnp.bfloat16)
     with jax.numpy_rank_promotion("raise"):
         kernels = run({_name(dtype): weight.astype(dtype) for dtype in FLOATS})
