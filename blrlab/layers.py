@@ -15,68 +15,50 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.linen.dtypes import promote_dtype
-from flax.linen.linear import default_kernel_init
 from jaxtyping import Array, Float
 
 from blrlab import factors
-from blrlab.errors import InputError
+from blrlab.errors import InputError, did_you_mean
 from blrlab.factors import Kernel, Spec
 
 FactorInit = Callable[[Array, Spec, Any], Kernel]
 
 
-class FactoredDense(nn.Module):
-    """A linear layer, y = x W + bias, with W in the format of `spec`; the arguments of `nn.Dense` otherwise.
+class FactoredDense(nn.Dense):
+    """A linear layer, y = x W + bias, with W in the format of `spec`; otherwise `nn.Dense`, with its arguments.
+
+    What only a dense product has, `precision`, `kernel_init` and the `dot_general`s, is not used by a factored one.
 
     Attributes:
-      features: o, the number of outputs.
-      spec: format and sizes, or None for a dense layer.
-      use_bias: whether a bias is added.
-      dtype: of the computation; by default what inputs and parameters promote to.
-      param_dtype: of the parameters.
-      precision: of a dense product, as in `nn.Dense`; factored products take JAX's default.
-      kernel_init: of a dense kernel [i, o].
-      bias_init: of the bias [o].
-      dot_general: of a dense product, as in `nn.Dense`.
+      spec: format and sizes, or None for a dense layer, which is `nn.Dense` to the bit.
       factor_init: of a factored kernel: `(key, spec, dtype) -> kernel`.
     """
 
-    features: int
     spec: Spec | None = None
-    use_bias: bool = True
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    precision: Any = None
-    kernel_init: nn.initializers.Initializer = default_kernel_init
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
-    dot_general: Any = None
     factor_init: FactorInit = factors.init
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
-        """Map x [..., in_features] -> [..., features].
+    def __call__(self, inputs: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
+        """Map inputs [..., in_features] -> [..., features].
 
         Raises:
           InputError: the spec is for another input or output size.
         """
-        in_features = x.shape[-1]
-        kernel = self.param("kernel", self._init_kernel, in_features)
+        if self.spec is not None:
+            _check_sizes(self, self.spec, inputs.shape[-1])
+        if self.spec is None or self.spec.format == "dense":
+            return super().__call__(inputs)
+        kernel = self.param("kernel", self.factor_init, self.spec, self.param_dtype)
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
-        if self.spec is None or self.spec.format == "dense":
-            x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-            dot_general = self.dot_general or jax.lax.dot_general
-            y = dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())), precision=self.precision)
-            return y if bias is None else y + _along(bias, y)
-        return linear(kernel, bias, x, self.dtype)
+        return linear(kernel, bias, inputs, self.dtype)
 
-    def _init_kernel(self, key: Array, in_features: int) -> Kernel:
-        if self.spec is None or self.spec.format == "dense":
-            return self.kernel_init(key, (in_features, self.features), self.param_dtype)
-        sizes = (self.spec.in_features, self.spec.out_features)
-        if sizes != (in_features, self.features):
-            path = "/".join(self.path)
-            raise InputError(f"{path} is {in_features} x {self.features}, but its spec {sizes[0]} x {sizes[1]}.")
-        return self.factor_init(key, self.spec, self.param_dtype)
+
+def _check_sizes(module: nn.Dense, spec: Spec, in_features: int) -> None:
+    if (spec.in_features, spec.out_features) != (in_features, module.features):
+        path = "/".join(module.path) or "the layer"
+        raise InputError(
+            f"{path} is {in_features} x {module.features}, but its spec {spec.in_features} x {spec.out_features}."
+        )
 
 
 def linear(
@@ -111,34 +93,42 @@ def factored_dense(specs: Mapping[str, Spec] | None = None) -> Iterator[None]:
     ...     y = model.apply(params, x)
     >>> params["params"]["layers_0"]["kernel"]["V"].shape
     (2, 2, 4, 3)
+
+    Raises:
+      InputError: a spec is for another size, or, at the end of a block that initialised, for no layer at all.
     """
+
+    specs, initialised = dict(specs or {}), set()
 
     def intercept(call: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext) -> Any:
         module = context.module
         if not isinstance(module, nn.Dense) or context.method_name != "__call__":
             return call(*args, **kwargs)
-        spec = (specs or {}).get("/".join(module.path))
+        inputs = args[0] if args else kwargs["inputs"]
         if module.is_initializing() and not module.has_variable("params", "kernel"):
-            if spec is None or spec.format == "dense":
+            path = "/".join(module.path)
+            initialised.add(path)
+            if path not in specs:
                 return call(*args, **kwargs)
-            _init_dense(module, spec, args[0].shape[-1])
+            _check_sizes(module, specs[path], inputs.shape[-1])
+            if specs[path].format == "dense":
+                return call(*args, **kwargs)
+            _init_dense(module, specs[path])
         kernel = module.get_variable("params", "kernel")
         if not isinstance(kernel, Mapping):
             return call(*args, **kwargs)
         bias = module.get_variable("params", "bias") if module.use_bias else None
-        return linear(kernel, bias, args[0], module.dtype)
+        return linear(kernel, bias, inputs, module.dtype)
 
     with nn.intercept_methods(intercept):
         yield
+    unknown = [path for path in specs if path not in initialised]
+    if initialised and unknown:
+        raise InputError(f"the model has no nn.Dense {unknown[0]}.{did_you_mean(unknown[0], initialised)}")
 
 
-def _init_dense(module: nn.Dense, spec: Spec, in_features: int) -> None:
+def _init_dense(module: nn.Dense, spec: Spec) -> None:
     """Give an `nn.Dense` that is being initialised a factored kernel, and its bias."""
-    if (spec.in_features, spec.out_features) != (in_features, module.features):
-        path = "/".join(module.path)
-        raise InputError(
-            f"{path} is {in_features} x {module.features}, but its spec {spec.in_features} x {spec.out_features}."
-        )
     assert module.scope is not None
     module.scope.param("kernel", factors.init, spec, module.param_dtype)
     if module.use_bias:
@@ -161,7 +151,7 @@ def to_nnx(layer: nnx.Linear, kernel: Kernel) -> nnx.Module:
             f"but the kernel {spec.in_features} x {spec.out_features}."
         )
     shell = FactoredDense(
-        layer.out_features, spec, use_bias=layer.use_bias, dtype=layer.dtype, param_dtype=layer.param_dtype
+        layer.out_features, spec=spec, use_bias=layer.use_bias, dtype=layer.dtype, param_dtype=layer.param_dtype
     )
     module: Any = nnx.bridge.ToNNX(shell, rngs=nnx.Rngs(0))
     module.lazy_init(jnp.zeros((1, layer.in_features), layer.param_dtype))

@@ -56,8 +56,8 @@ def _everything() -> Config:
     config.model.dropout = 0.1
     config.model.dtype = "bfloat16"
 
-    config.train = _training(steps=2000, batch=16, learning_rate=6e-4, warmup=200)
-    config.heal = _training(steps=500, batch=16, learning_rate=3e-4, warmup=50)
+    config.train = _training(steps=1000, batch=16, learning_rate=6e-4, warmup=200)
+    config.heal = _training(steps=300, batch=16, learning_rate=3e-4, warmup=50)
 
     config.factors = ConfigDict()
     config.factors.format = "monarch"  # dense, low_rank, monarch or blast

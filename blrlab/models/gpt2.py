@@ -71,7 +71,7 @@ class _Part(nn.Module):
         deviation = 0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02
         spec = self.specs.get("/".join((*self.path, name)))
         init = nn.initializers.normal(deviation)
-        return FactoredDense(features, spec, dtype=self.config.dtype, kernel_init=init, name=name)
+        return FactoredDense(features, spec=spec, dtype=self.config.dtype, kernel_init=init, name=name)
 
     def norm(self, name: str) -> nn.LayerNorm:
         """Make a layer norm, computed in float32."""

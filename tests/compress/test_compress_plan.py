@@ -82,7 +82,8 @@ def test_layers_of_gpt2():
 
 def test_the_first_rule_that_matches_decides():
     specs = _plan([("h_1/*", {"rank": 3}), ("*/c_fc", {"rank": 5}), ("*/c_proj", {})])
-    assert {path: spec.rank for path, spec in specs.items()} == {"h_0/mlp/c_fc": 5, "h_0/mlp/c_proj": 8, "h_1/mlp/c_fc": 3}
+    assert [spec.rank for spec in specs.values()] == [5, 8, 3]
+    assert list(specs) == ["h_0/mlp/c_fc", "h_0/mlp/c_proj", "h_1/mlp/c_fc"]
 
 
 def test_specs_are_in_the_models_order_and_unmatched_layers_are_left_out():
@@ -121,9 +122,7 @@ def test_a_rule_overrides_the_defaults(fields, wanted):
 
 
 def test_a_rules_rank_replaces_the_defaults_block_rank_and_the_other_way_round():
-    specs = _plan(
-        [("*/c_fc", {"rank": 12}), ("*/c_proj", {})], format="monarch", rank=0, block_rank=5
-    )
+    specs = _plan([("*/c_fc", {"rank": 12}), ("*/c_proj", {})], format="monarch", rank=0, block_rank=5)
     assert (specs["h_0/mlp/c_fc"].rank, specs["h_0/mlp/c_proj"].rank) == (3, 5)
     specs = _plan([("*/c_fc", {"block_rank": 5}), ("*/c_proj", {})], format="monarch")
     assert (specs["h_0/mlp/c_fc"].rank, specs["h_0/mlp/c_proj"].rank) == (5, 2)
@@ -260,10 +259,10 @@ def test_wrong_fields_are_named(fields, said):
         ({"format": "blast", "blocks": (0, 4)}, ["0 input blocks", "1, 2, 3"]),
         ({"format": "blast", "blocks": (4, -4)}, ["-4 output blocks"]),
         ({"format": "monarch", "rank": 8, "blocks": (2, 4)}, ["not 2 x 4", "block_rank"]),
-        ({"format": "monarch", "rank": 8, "block_rank": 2, "blocks": 4}, ["rank 8 and block_rank 2 exclude each other"]),
+        ({"format": "monarch", "rank": 8, "block_rank": 2, "blocks": 4}, ["8 and block_rank 2 exclude each other"]),
         ({"format": "blast", "block_rank": 2, "blocks": 4}, ["blast has no block_rank; give rank"]),
         ({"format": "low_rank", "block_rank": 2}, ["low_rank has no block_rank; give rank"]),
-        ({"format": "monarch", "rank": 0, "blocks": 4}, ['nothing is published for "c_fc" of net ""', "set rank and blocks"]),
+        ({"format": "monarch", "rank": 0, "blocks": 4}, ['published for "c_fc" of net ""', "set rank and blocks"]),
         ({"format": "blast", "rank": 8, "blocks": 0}, ["nothing is published"]),
     ],
     ids=str,

@@ -88,7 +88,7 @@ def test_the_arguments_above_matter(name):
 @pytest.mark.parametrize("leading", [(), (2, 3), (0,)], ids=str)
 @each_format
 def test_a_factored_layer_multiplies_by_its_factors_and_adds_its_bias(spec, leading):
-    layer, kernel, bias = FactoredDense(20, spec), _numbers(spec), np.arange(20, dtype=np.float32)
+    layer, kernel, bias = FactoredDense(20, spec=spec), _numbers(spec), np.arange(20, dtype=np.float32)
     y = jax.jit(layer.apply)({"params": {"kernel": kernel, "bias": bias}}, _x(*leading))
     wanted = np.asarray(_x(*leading)) @ np.asarray(factors.to_dense(kernel)) + bias
     assert y.shape == (*leading, 20)
@@ -99,7 +99,7 @@ def test_a_factored_layer_multiplies_by_its_factors_and_adds_its_bias(spec, lead
 
 @each_format
 def test_a_factored_layer_makes_its_factors_and_its_bias(spec):
-    layer = FactoredDense(20, spec, bias_init=nn.initializers.constant(0.5))
+    layer = FactoredDense(20, spec=spec, bias_init=nn.initializers.constant(0.5))
     params = jax.jit(layer.init)(_key(1), _x(2))["params"]
     assert set(params) == {"kernel", "bias"}
     assert factors.spec_of(params["kernel"]) == spec
@@ -121,7 +121,7 @@ def test_a_factored_layer_makes_its_factors_and_its_bias(spec):
 )
 @pytest.mark.parametrize("spec", [None, *FACTORED], ids=lambda spec: spec.format if spec else "none")
 def test_dtypes_are_those_of_flax(spec, arguments, given, kept, computed):
-    for layer in (FactoredDense(20, spec, **arguments), nn.Dense(20, **arguments)):
+    for layer in (FactoredDense(20, spec=spec, **arguments), nn.Dense(20, **arguments)):
         y, params = jax.eval_shape(layer.init_with_output, jax.random.key(1), _x(2, dtype=given))
         assert y.dtype == computed
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(kept)}
@@ -129,7 +129,7 @@ def test_dtypes_are_those_of_flax(spec, arguments, given, kept, computed):
 
 @each_format
 def test_layers_pass_the_strictest_jax(spec):
-    layer = FactoredDense(20, spec, dtype=jnp.bfloat16)
+    layer = FactoredDense(20, spec=spec, dtype=jnp.bfloat16)
 
     def loss(params, x):
         return layer.apply(params, x).astype(jnp.float32).sum()
@@ -141,7 +141,7 @@ def test_layers_pass_the_strictest_jax(spec):
 
 
 def test_without_a_bias_there_is_none():
-    layer = FactoredDense(20, FACTORED[1], use_bias=False)
+    layer = FactoredDense(20, spec=FACTORED[1], use_bias=False)
     params = jax.eval_shape(layer.init, jax.random.key(1), _x(2))["params"]
     assert set(params) == {"kernel"}
 
@@ -153,7 +153,7 @@ def test_factors_can_be_initialised_otherwise():
     def _is_size(node):
         return isinstance(node, tuple)
 
-    layer = FactoredDense(20, FACTORED[2], factor_init=ones, param_dtype=jnp.bfloat16)
+    layer = FactoredDense(20, spec=FACTORED[2], factor_init=ones, param_dtype=jnp.bfloat16)
     y, variables = layer.init_with_output(jax.random.key(1), jnp.ones((1, 12), jnp.bfloat16))
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype(jnp.bfloat16)}
     np.testing.assert_array_equal(y, np.full((1, 20), 60))  # 12 inputs x rank 5
@@ -165,7 +165,7 @@ class _Outer(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        return FactoredDense(self.features, self.spec, name="inner")(x)
+        return FactoredDense(self.features, spec=self.spec, name="inner")(x)
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_spec_of_other_sizes_is_refused_by_path(spec, features, said):
 def test_a_factored_kernel_needs_a_factored_layer(spec):
     """Whether a tree fits is Flax's to say; it must not run as something else."""
     dense = FactoredDense(20)
-    params = jax.eval_shape(FactoredDense(20, spec).init, jax.random.key(0), _x(2))
+    params = jax.eval_shape(FactoredDense(20, spec=spec).init, jax.random.key(0), _x(2))
     with pytest.raises(ScopeParamShapeError, match="kernel"):
         jax.eval_shape(dense.apply, params, _x(2))
 

@@ -45,9 +45,8 @@ def test_at_full_rank_a_model_is_the_same_before_and_after(spec):
     np.testing.assert_allclose(after(_x(2, 3)), before(_x(2, 3)), rtol=0, atol=1e-5)
 
 
-@each_format
-def test_jit_split_and_merge(spec):
-    before, after = _pair(spec)
+def test_jit_split_and_merge():
+    before, after = _pair(FULL[1])
     wanted = np.asarray(before(_x(2)))
     np.testing.assert_allclose(nnx.jit(lambda model, x: model(x))(after, _x(2)), wanted, rtol=0, atol=1e-5)
     definition, state = nnx.split(after)
@@ -65,9 +64,8 @@ def test_the_factors_and_the_bias_are_the_parameters(spec):
     assert params["down"]["kernel"].shape == (12, 4)
 
 
-@each_format
-def test_gradients_reach_the_factors(spec):
-    before, after = _pair(spec)
+def test_gradients_reach_the_factors():
+    before, after = _pair(FULL[1])
 
     def loss(model):
         return jnp.sum(jnp.sin(model(_x(2, 3))))
@@ -110,10 +108,10 @@ def test_the_layers_own_arguments_hold(arguments):
     before, after = _pair(FULL[1], **arguments)
     found, wanted = after(_x(2)), before(_x(2))
     assert found.dtype == wanted.dtype
-    narrow = jnp.bfloat16 in arguments.values()
-    np.testing.assert_allclose(
-        found.astype(jnp.float32), wanted.astype(jnp.float32), rtol=0, atol=0.1 if narrow else 1e-5
-    )
+    # bfloat16 rounds the factors, and what lies between two products, to 2^-9 of themselves.
+    rounding = 4 * 2.0**-9 if jnp.bfloat16 in arguments.values() else 1e-6
+    found, wanted = (np.asarray(y, np.float64) for y in (found, wanted))
+    assert np.linalg.norm(found - wanted) <= rounding * np.linalg.norm(wanted)
     params = nnx.to_pure_dict(nnx.state(after.up, nnx.Param))
     assert ("bias" in params) == arguments.get("use_bias", True)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(arguments.get("param_dtype", jnp.float32))}

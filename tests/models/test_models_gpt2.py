@@ -17,6 +17,7 @@ from blrlab.models import gpt2
 from blrlab.models.gpt2 import GPT2, Config
 
 TINY = Config(vocab_size=61, context=16, layers=2, heads=3, width=24, dropout=0.5)
+DENSE = FrozenDict()
 SPECS = FrozenDict(
     {
         "h_0/attn/c_attn": Spec("monarch", 24, 72, (2, 3), 4),
@@ -28,7 +29,7 @@ SPECS = FrozenDict(
 TOKENS = np.random.default_rng(0).integers(0, 61, (2, 16))
 
 
-def _numbers(config=TINY, specs=FrozenDict()):
+def _numbers(config=TINY, specs=DENSE):
     """Draw parameters in numpy, which compiles nothing, large enough for every part to matter."""
     random = np.random.default_rng(1)
 
@@ -39,7 +40,7 @@ def _numbers(config=TINY, specs=FrozenDict()):
 
 
 @functools.cache
-def _model(config=TINY, specs=FrozenDict()):
+def _model(config=TINY, specs=DENSE):
     run = jax.jit(GPT2(config, specs).apply)
     return lambda params, tokens: np.asarray(run(params, tokens))
 
@@ -117,7 +118,7 @@ def test_logits_are_float32_one_for_every_word_of_every_place():
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("specs", [FrozenDict(), SPECS], ids=["dense", "factored"])
+@pytest.mark.parametrize("specs", [DENSE, SPECS], ids=["dense", "factored"])
 def test_a_later_token_never_changes_an_earlier_logit(specs):
     params = _numbers(specs=specs)
     before = _model(specs=specs)(params, TOKENS)
@@ -131,16 +132,12 @@ def test_a_later_token_never_changes_an_earlier_logit(specs):
 
 def test_a_shorter_sequence_has_the_same_logits():
     params = _numbers()
-    np.testing.assert_allclose(
-        _model()(params, TOKENS[:, :5]), _model()(params, TOKENS)[:, :5], rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(_model()(params, TOKENS[:, :5]), _model()(params, TOKENS)[:, :5], rtol=1e-4, atol=1e-4)
 
 
 def test_sequences_of_a_batch_do_not_see_each_other():
     params = _numbers()
-    np.testing.assert_allclose(
-        _model()(params, TOKENS[::-1]), _model()(params, TOKENS)[::-1], rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(_model()(params, TOKENS[::-1]), _model()(params, TOKENS)[::-1], rtol=1e-4, atol=1e-4)
 
 
 def test_positions_matter():
@@ -152,9 +149,7 @@ def test_a_factored_model_is_the_dense_one_of_its_multiplied_out_weights():
     params = _numbers(specs=SPECS)
     found = _model(specs=SPECS)(params, TOKENS)
     wide = {"params": compress.expand(params["params"])}
-    assert jax.tree.map(jnp.shape, wide["params"]) == jax.tree.map(
-        lambda leaf: leaf.shape, gpt2.parameter_shapes(TINY)
-    )
+    assert jax.tree.map(jnp.shape, wide["params"]) == jax.tree.map(lambda leaf: leaf.shape, gpt2.parameter_shapes(TINY))
     wanted = _model()(wide, TOKENS)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
@@ -203,7 +198,7 @@ def test_bfloat16_stays_near_float32():
     assert 0 < difference < 10 * 2.0**-9
 
 
-@pytest.mark.parametrize("specs", [FrozenDict(), SPECS], ids=["dense", "factored"])
+@pytest.mark.parametrize("specs", [DENSE, SPECS], ids=["dense", "factored"])
 def test_the_model_and_its_gradients_pass_the_strictest_jax(specs):
     model = GPT2(TINY, specs)
 
@@ -217,7 +212,7 @@ def test_the_model_and_its_gradients_pass_the_strictest_jax(specs):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("specs", [FrozenDict(), SPECS], ids=["dense", "factored"])
+@pytest.mark.parametrize("specs", [DENSE, SPECS], ids=["dense", "factored"])
 def test_products_are_narrow_and_norms_and_softmax_in_float32(specs, dtype):
     """JAX's own attention and Flax's own norm mix dtypes, so that strict promotion cannot watch over this."""
     model = GPT2(Config(**vars(TINY) | {"dtype": dtype}), specs)

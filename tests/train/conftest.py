@@ -29,7 +29,7 @@ class Bigram(nn.Module):
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         x = nn.Embed(VOCABULARY, WIDTH, name="wte")(tokens)
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return FactoredDense(VOCABULARY, Spec("monarch", WIDTH, VOCABULARY, (2, 2), 3), name="head")(x)
+        return FactoredDense(VOCABULARY, spec=Spec("monarch", WIDTH, VOCABULARY, (2, 2), 3), name="head")(x)
 
 
 class Setting:
