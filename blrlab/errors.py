@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class InputError(ValueError):
@@ -10,7 +11,7 @@ class InputError(ValueError):
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `' Did you mean "x"?'` for the nearest known word, or an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1)
+    near = difflib.get_close_matches(str(word), list(known), n=1)
     return f' Did you mean "{near[0]}"?' if near else ""
 
 
@@ -24,3 +25,15 @@ def one_of(word: str, known: Iterable[str], what: str) -> str:
     if word in known:
         return word
     raise InputError(f'unknown {what} "{word}": it is one of {", ".join(known)}.{did_you_mean(word, known)}')
+
+
+def home_expanded(path: str) -> Path:
+    """Return a path with `~` and `~user` filled in.
+
+    Raises:
+      InputError: there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f'no home folder for "{path}".') from None

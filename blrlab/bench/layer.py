@@ -16,8 +16,7 @@ from blrlab.bench.timing import Times, time_contenders
 from blrlab.roofline import Peaks
 
 Row = dict[str, Any]
-L2_BYTES = 50 * 2**20
-MOST_COPIES = 64
+L2_BYTES = 64 * 2**20  # the largest among the GPUs of the device table; a smaller one only gets more copies
 OWN_KERNELS = ("triton",)
 ERRORS = ("error", "error_max", "error_budget", "error_max_budget")
 
@@ -61,38 +60,33 @@ def _bench_layer(problem: Problem, settings: Settings) -> list[Row]:
     rows: list[Row] = []
     ready: list[tuple[Row, Contender]] = []
     for each in (problem.dense(), problem):
-        yardstick = None
-        # PyTorch's products come first: the budgets of own kernels are drawn from their error.
-        for impl in sorted(settings.backends, key=lambda name: name != "torch"):
+        for impl in settings.backends:
             if impl in OWN_KERNELS and each.spec.format == "dense":
                 continue
-            row, contender, found = _verified(each, impl, yardstick, settings)
-            yardstick = found or yardstick
+            row, contender = _verified(each, impl, settings)
             rows.append(row)
             if contender:
                 ready.append((row, contender))
     _time(ready, settings.seconds)
-    order = {impl: place for place, impl in enumerate(settings.backends)}
-    return sorted(rows, key=lambda row: (row["op"] != "dense", order[row["impl"]]))
+    return rows
 
 
-def _verified(
-    problem: Problem, impl: str, yardstick: tuple[float, float] | None, settings: Settings
-) -> tuple[Row, Contender | None, tuple[float, float] | None]:
-    """Set a contender up and judge it: (its row, itself if it passed, its errors if it is the yardstick)."""
+def _verified(problem: Problem, impl: str, settings: Settings) -> tuple[Row, Contender | None]:
+    """Set a contender up and judge it; return its row, and itself if it passed."""
     row = _row(problem, impl, settings)
     reason = why_not(impl, problem)
     if reason:
-        return row | {"reason": reason}, None, None
+        return row | {"reason": reason}, None
     try:
         contender = BACKENDS[impl](problem, _copies(problem))
         output = contender.output()
         if output.shape != problem.reference.shape:
             raise ValueError(f"its output is {output.shape}, not {problem.reference.shape}")
         contender.run()
+        yardstick = _yardstick(problem) if impl in OWN_KERNELS else None
     except Exception as error:  # whatever a third-party backend raises belongs into its row
-        return row | {"passed": False, "reason": _first_line(error)}, None, None
-    verdict = gate.judge(problem, output, yardstick if impl in OWN_KERNELS else None)
+        return row | {"passed": False, "reason": _first_line(error)}, None
+    verdict = gate.judge(problem, output, yardstick)
     row |= {
         "error": _finite(verdict.error),
         "error_max": _finite(verdict.error_max),
@@ -101,9 +95,13 @@ def _verified(
         "passed": verdict.passed,
     }
     if not verdict.passed:
-        return row | {"reason": "its error is over its budget, so it has no speed"}, None, None
-    found = (verdict.error, verdict.error_max) if impl == "torch" else None
-    return row | {"method": contender.method}, contender, found
+        return row | {"reason": "its error is over its budget, so it has no speed"}, None
+    return row | {"method": contender.method}, contender
+
+
+def _yardstick(problem: Problem) -> tuple[float, float]:
+    """Return the errors of PyTorch's batched products, from which the budgets of own kernels are drawn."""
+    return gate.errors(BACKENDS["torch"](problem, 1).output(), problem.reference)
 
 
 def _time(ready: Sequence[tuple[Row, Contender]], seconds: float) -> None:
@@ -158,7 +156,7 @@ def _copies(problem: Problem) -> int:
     if jax.default_backend() == "cpu":
         return 1
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.kernel))
-    return min(max(math.ceil(4 * L2_BYTES / size), 2), MOST_COPIES)
+    return max(math.ceil(4 * L2_BYTES / size), 2)
 
 
 def _finite(value: float) -> float | None:

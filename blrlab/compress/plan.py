@@ -155,6 +155,11 @@ def published(net: str, name: str, format: str, in_features: int, out_features: 
     if name not in known:
         raise InputError(f'nothing is published for "{name}" of net "{net}": set rank and blocks.')
     layer = known[name]
+    if in_features * layer.out_features != out_features * layer.in_features:
+        raise InputError(
+            f'what is published for "{name}" of net "{net}" is for a layer of {layer.in_features} x '
+            f"{layer.out_features}, of other proportions: set rank and blocks."
+        )
     rank, blocks = layer.choice(format)
     scaled = rank * min(in_features, out_features) / min(layer.in_features, layer.out_features)
     return max(round(scaled / blocks), 1) * blocks, blocks

@@ -2,10 +2,11 @@
 
 A prepared folder holds `train.npy` and `valid.npy` (one row of tokens each), `token_bytes.npy` (bytes of text a
 token stands for), `files.json` (every file with its bytes and side), `tokenizer.json` unless tokens are bytes, and
-`data.json`: source, counts, the text's hash and its unigram byte entropy.
+`data.json`: source, counts, the hash of text and tokenizer, and the unigram byte entropy.
 """
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -100,6 +101,12 @@ def _files(read: text.Text) -> list[dict]:
     return [{"path": path, "bytes": len(content), "split": side} for side, part in sides for path, content in part]
 
 
+def _digest(read: text.Text, made: Tokenizer) -> str:
+    """Hash the text and how it is cut: losses of one hash can be compared."""
+    vocabulary = made.model.to_str() if made.model else ""
+    return hashlib.sha256(f"{read.digest()} {made.kind} {vocabulary}".encode()).hexdigest()
+
+
 def _summary(read: text.Text, source: str, origin: str, made: Tokenizer) -> dict:
     sizes = {
         side: sum(len(content) for _, content in part) for side, part in (("train", read.train), ("valid", read.valid))
@@ -110,7 +117,7 @@ def _summary(read: text.Text, source: str, origin: str, made: Tokenizer) -> dict
         "bytes": sum(sizes.values()),
         "train_bytes": sizes["train"],
         "valid_bytes": sizes["valid"],
-        "hash": read.digest(),
+        "hash": _digest(read, made),
         "unigram_entropy": unigram_entropy([content for _, content in (*read.train, *read.valid)]),
         "tokenizer": made.kind,
         "unit": made.unit,

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from blrlab.errors import InputError, one_of
+from blrlab.errors import InputError, home_expanded, one_of
 
 SOURCES = ("stdlib", "folder", "huggingface")
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -29,7 +29,7 @@ class Text:
         for part in (self.train, self.valid):
             digest.update(b"part")
             for name, content in part:
-                digest.update(f"{name}\0{len(content)}\0".encode())
+                digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
                 digest.update(content)
         return digest.hexdigest()
 
@@ -63,7 +63,7 @@ def read(source: str, path: str = "", name: str = "", subset: str = "", valid_fr
 
 
 def split(documents: Sequence[Document], valid_fraction: float) -> Text:
-    """Split documents by file: which side a file falls on depends on its name alone, in the order of a hash.
+    """Split documents by file, in the order of a hash of their names, until enough bytes are held out.
 
     A single document is cut, its end being the validation text.
     """
@@ -76,7 +76,9 @@ def split(documents: Sequence[Document], valid_fraction: float) -> Text:
     wanted = valid_fraction * sum(len(content) for _, content in documents)
     valid: set[str] = set()
     held = 0
-    by_hash = sorted(documents, key=lambda document: hashlib.sha256(document[0].encode()).digest())
+    by_hash = sorted(
+        documents, key=lambda document: hashlib.sha256(document[0].encode(errors="surrogateescape")).digest()
+    )
     for name, content in by_hash[:-1]:
         if held >= wanted:
             break
@@ -97,7 +99,7 @@ def _standard_library() -> Iterator[Document]:
 
 
 def _folder(path: str) -> Iterator[Document]:
-    root = Path(path).expanduser()
+    root = home_expanded(path)
     if not path or not root.is_dir():
         raise InputError(f'no folder of text at "{path}": set data.path to one.')
     for file in sorted(root.rglob("*")):
@@ -106,6 +108,21 @@ def _folder(path: str) -> Iterator[Document]:
             content = file.read_bytes()
             if b"\0" not in content:  # a NUL byte: an image, an archive, not text
                 yield file.relative_to(root).as_posix(), content
+
+
+def _grouped(rows: Sequence[str], size: int = 2**20) -> Iterator[bytes]:
+    """Join rows into documents of about `size` characters, so that a tokenizer never holds a whole split.
+
+    Rows that do not end their line, as those of some datasets do not, get a line end.
+    """
+    held, length = [], 0
+    for row in rows:
+        held.append(row if row.endswith("\n") or not row else f"{row}\n")
+        length += len(row)
+        if length >= size:
+            yield "".join(held).encode()
+            held, length = [], 0
+    yield "".join(held).encode()
 
 
 def _huggingface(name: str, subset: str) -> Text:
@@ -127,8 +144,8 @@ def _huggingface(name: str, subset: str) -> Text:
         rows = [row or "" for row in loaded[part]["text"]]
         if not all(isinstance(row, str) for row in rows):
             raise InputError(f'the column "text" of the {part} split of "{name}" holds other things than text.')
-        content = "\n".join(rows).encode()
-        if not content.strip():
+        contents = [content for content in _grouped(rows) if content.strip()]
+        if not contents:
             raise InputError(f'the {part} split of the dataset "{name}" has no text.')
-        parts.append(((f"{name}/{subset}/{part}", content),))
+        parts.append(tuple((f"{part}/{index}", content) for index, content in enumerate(contents)))
     return Text(*parts)

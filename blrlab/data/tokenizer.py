@@ -1,6 +1,7 @@
 """Tokens from text: raw bytes, a BPE trained on the text, or the tokenizer of a checkpoint."""
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from blrlab.errors import InputError, one_of
 
 KINDS = ("byte", "bpe", "checkpoint")
 SEPARATOR = "<|endoftext|>"
+GROUP = 64  # documents encoded at once: their tokens take far more memory than the result
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,13 @@ class Tokenizer:
         dtype = np.min_scalar_type(self.vocab_size - 1)
         if self.model is None:
             return np.frombuffer(b"".join(document + b"\0" for document in documents), np.uint8)
-        texts = [document.decode("utf-8", errors="replace") for document in documents]
         ends = self.model.token_to_id(SEPARATOR)
-        encoded = self.model.encode_batch_fast(texts, add_special_tokens=False)
-        return np.concatenate([np.array([*part.ids, ends], dtype) for part in encoded])
+        texts = (document.decode("utf-8", errors="replace") for document in documents)
+        found = []
+        while group := list(itertools.islice(texts, GROUP)):
+            encoded = self.model.encode_batch_fast(group, add_special_tokens=False)
+            found += [np.array([*part.ids, ends], dtype) for part in encoded]
+        return np.concatenate(found)
 
     def byte_lengths(self) -> np.ndarray:
         """Return how many bytes of text each token stands for, [vocab_size]; a separator counts as one byte."""

@@ -72,7 +72,7 @@ def experiment(config: Config) -> Experiment:
     checkpoint = hf.find(config.init_from) if config.init_from else None
     model = _model(config, checkpoint)
     layers = compress.linears(gpt2.parameter_shapes(model))
-    specs = compress.plan(layers, config.rules, config.factors.to_dict(), config.model.net)
+    specs = compress.plan(layers, config.rules, config.factors.to_dict(), config.factors.net)
     made = Experiment(config, checkpoint, model, min(config.model.context, model.context), FrozenDict(specs))
     _check(made)
     return made
@@ -101,8 +101,6 @@ def _model(config: Config, checkpoint: Path | None) -> gpt2.Config:
 
 def _check(made: Experiment) -> None:
     config = made.config
-    if made.window < 1:
-        raise InputError(f"config.model.context is {made.window}; it must be at least 1.")
     if made.tokenizer_kind == "checkpoint" and not made.checkpoint:
         raise InputError("data.tokenizer=checkpoint needs a checkpoint: set init_from, or use byte or bpe.")
     least = {"byte": 256, "bpe": config.data.vocab_size}.get(made.tokenizer_kind, 0)
@@ -111,19 +109,72 @@ def _check(made: Experiment) -> None:
             f"model.vocab_size is {made.model.vocab_size}, less than the {least} tokens of data.tokenizer="
             f"{made.tokenizer_kind}."
         )
-    for field in ("eval.windows", "eval.batch"):
-        if config[field.split(".")[0]][field.split(".")[1]] < 1:
-            raise InputError(f"config.{field} must be at least 1.")
-    if config.bench.seconds <= 0 or config.bench.tokens < 0:
-        raise InputError("config.bench.seconds must be above 0, and config.bench.tokens at least 0.")
+    if not made.specs:
+        raise InputError("config.rules is empty: name the layers to factor, or set factors.format=dense.")
     one_of(config.bench.dtype or "float32", ("float32", "bfloat16", "float16"), "benchmark dtype")
+    _check_range("seed", config.seed, 0, 2**31 - 1)
+    _check_range("data.valid_fraction", config.data.valid_fraction, 1e-6, 1 - 1e-6)
+    _check_range("data.vocab_size", config.data.vocab_size, 257, 2**31 - 1)
+    _check_range("model.context", made.window, 1, 2**31 - 1)
+    for field in ("windows", "batch"):
+        _check_range(f"eval.{field}", config.eval[field], 1, 2**31 - 1)
+    _check_range("bench.tokens", config.bench.tokens, 0, 2**31 - 1)
+    _check_range("bench.seconds", config.bench.seconds, 1e-6, 3600)
     for phase in ("train", "heal"):
-        try:
-            plan(phase, config[phase], "")
-            schedule(config[phase])
-            train.data_parallel(config[phase].batch)
-        except InputError as error:
-            raise InputError(f"config.{phase}: {error}") from None
+        _check_training(phase, config[phase])
+
+
+def _check_training(phase: str, training: Config) -> None:
+    ranges = {
+        "learning_rate": (0.0, 1e3),
+        "final_fraction": (0.0, 1.0),
+        "weight_decay": (0.0, 1e3),
+        "clip_norm": (1e-12, 1e12),
+    }
+    for field, (least, most) in ranges.items():
+        _check_range(f"{phase}.{field}", training[field], least, most)
+    try:
+        plan(phase, training, "")
+        schedule(training)
+        train.data_parallel(training.batch)
+    except InputError as error:
+        raise InputError(f"config.{phase}: {error}") from None
+
+
+def _check_range(name: str, value: float, least: float, most: float) -> None:
+    if not least <= value <= most:  # nor is NaN
+        raise InputError(f"config.{name} is {value}; it must lie between {least:g} and {most:g}.")
+
+
+def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a flat config that can change a result: not those that another one switches off."""
+    unused = {"stages"}
+    if flat["data.source"] != "folder":
+        unused |= {"data.path"}
+    if flat["data.source"] != "huggingface":
+        unused |= {"data.name", "data.subset"}
+    if flat["init_from"]:
+        sizes = ("vocab_size", "layers", "heads", "width")
+        unused |= {"data.tokenizer", "data.vocab_size", *(f"model.{size}" for size in sizes)}
+        unused |= {name for name in flat if name.startswith("train.")}
+    elif flat["data.tokenizer"] != "bpe":
+        unused |= {"data.vocab_size"}
+    return {name: value for name, value in flat.items() if name not in unused}
+
+
+def resolved(made: Experiment) -> dict[str, Any]:
+    """Return what the config came to: the model's sizes, the tokenizer and the spec of every layer."""
+    return {
+        "model": dataclasses.asdict(made.model),
+        "window": made.window,
+        "tokenizer": made.tokenizer_kind,
+        "specs": {path: dataclasses.asdict(spec) for path, spec in made.specs.items()},
+    }
+
+
+def formats(made: Experiment) -> tuple[str, ...]:
+    """Return the formats that the model's layers are factored into, without dense."""
+    return tuple(dict.fromkeys(spec.format for spec in made.specs.values() if spec.format != "dense"))
 
 
 def warnings(made: Experiment) -> list[str]:

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from blrlab.errors import InputError
+from blrlab.experiments import defaults
 from blrlab.experiments.defaults import Config
 
 USAGE = """usage: python -m blrlab.experiments.run --config=FILE[:SCALE] [--workdir=FOLDER] [--config.FIELD=VALUE ...]
@@ -49,10 +50,13 @@ def load(argv: Sequence[str]) -> tuple[Config, str, str, Path | None]:
     scale = scale or (pick_scale() if scaled else "")
     try:
         config = make(scale) if scaled else make()
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
+    except (Exception, SystemExit) as error:  # whatever a user's function raises
+        raise InputError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from None
     if not isinstance(config, ConfigDict):
         raise InputError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
+    missing = [field for field in flatten(defaults.gpt2("small")) if field not in flatten(config)]
+    if missing:
+        raise InputError(f"{path}: the config lacks {missing[0]}: start it from blrlab.experiments.defaults.")
     workdir = values.get("workdir")
     if workdir == "":
         raise InputError("--workdir is empty.")
@@ -103,7 +107,7 @@ def _get_config(path: Path) -> Any:
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's file raises
+    except (Exception, SystemExit) as error:  # whatever a user's file raises
         raise InputError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from None
     if not callable(getattr(module, "get_config", None)):
         raise InputError(f"{path} has no function get_config(scale).")

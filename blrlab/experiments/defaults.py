@@ -26,7 +26,7 @@ def gpt2(scale: str) -> Config:
     config = _everything()
     if scale == "small":
         _small(config)
-    return config
+    return config.lock()  # a config file with a misspelt field is told so
 
 
 def _everything() -> Config:
@@ -47,7 +47,6 @@ def _everything() -> Config:
     config.data.vocab_size = 8192  # of a trained BPE; the default text is too small to teach more
 
     config.model = ConfigDict()  # with init_from, the sizes are the checkpoint's
-    config.model.net = "gpt2s"  # whose published ranks and blocks a 0 below stands for
     config.model.vocab_size = 50257
     config.model.context = 1024
     config.model.layers = 12
@@ -60,6 +59,7 @@ def _everything() -> Config:
     config.heal = _training(steps=300, batch=16, learning_rate=3e-4, warmup=50)
 
     config.factors = ConfigDict()
+    config.factors.net = "gpt2s"  # whose published ranks and blocks a 0 stands for
     config.factors.format = "monarch"  # dense, low_rank, monarch or blast
     config.factors.rank = 0  # r as the papers count it; 0: the published one for the format and layer
     config.factors.blocks = 0  # b, on both sides; 0: the published one

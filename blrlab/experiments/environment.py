@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
     first = jax.local_devices()[0]
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": _run("git", "-C", str(Path(blrlab.__file__).parent), "rev-parse", "--short=12", "HEAD"),
+        "commit": _commit(),
         "device": first.device_kind if first.platform != "cpu" else cpu(),
         "backend": first.platform,
         "devices": jax.local_device_count(),
@@ -29,6 +29,14 @@ def describe() -> dict[str, Any]:
         **{name: version(name) for name in ("jax", "flax", "torch", "triton")},
         "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
     }
+
+
+def _commit() -> str | None:
+    """Return the commit of the checkout blrlab runs from, marked `-dirty` if changed; None for an installed one."""
+    root = Path(blrlab.__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    return _run("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
 def cpu() -> str:
@@ -57,5 +65,8 @@ def _run(*command: str) -> str | None:
     """Return a command's output, or None where it fails or is not there."""
     if not shutil.which(command[0]):
         return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,5 +1,6 @@
 """The stages that take the factors to torch and to the kernels, and the report: bridge, bench, report."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -31,6 +32,11 @@ def bridge(run: Run, folder: Path) -> None:
         run.say("bridge: left out, PyTorch is not installed")
         return
     import blrlab_ops
+    import torch
+
+    if jax.default_backend() == "gpu" and not torch.cuda.is_available():
+        run.say("bridge: left out, JAX is on a GPU and this PyTorch finds none: install a build with CUDA")
+        return
 
     params = run.params(latest_factored(run))
     worst, count = 0.0, 0
@@ -54,10 +60,7 @@ def bridge(run: Run, folder: Path) -> None:
 
 
 def _kernel(params: dict, path: str) -> dict:
-    node = params
-    for name in path.split("/"):
-        node = node[name]
-    return node["kernel"]
+    return functools.reduce(lambda node, name: node[name], [*path.split("/"), "kernel"], params)
 
 
 def benchmark(run: Run, folder: Path) -> None:
@@ -88,8 +91,9 @@ def _problems(run: Run, dtype: str) -> list[bench.Problem]:
         if net == build.OWN:
             params = run.params(latest_factored(run))
             problems += bench.own_problems(params, made.specs, config.tokens or made.window, dtype, key)
-        elif made.config.factors.format != "dense":
-            problems += bench.published_problems(net, made.config.factors.format, config.tokens, dtype, key)
+            continue
+        for format in build.formats(made):
+            problems += bench.published_problems(net, format, config.tokens, dtype, key)
     return problems
 
 

@@ -126,7 +126,7 @@ def compress_dense(run: Run, folder: Path) -> None:
         {
             "kind": "compress",
             "path": "*",
-            "format": made.config.factors.format,
+            "format": _format(made),
             "params_before": compress.parameter_count(params),
             "params_after": compress.parameter_count(small),
             "layer_factor": layer_factor,
@@ -137,6 +137,12 @@ def compress_dense(run: Run, folder: Path) -> None:
     records.rewrite(folder / "records.jsonl", rows)
     train.save_params(folder / "params", small)
     run.say(f"compress: factored layers {layer_factor:.2f}x smaller, the model {model_factor:.2f}x")
+
+
+def _format(made: Experiment) -> str:
+    """Return the one format of the factored layers; mixed where they differ, dense where there are none."""
+    found = build.formats(made)
+    return found[0] if len(found) == 1 else "mixed" if found else "dense"
 
 
 def _compress_record(loss: compress.Loss) -> records.Record:
@@ -225,8 +231,8 @@ def _eval_records(run: Run, stage: str, loss: float, windows: np.ndarray, factor
     if factored:
         layer_factor, model_factor = compress.compression_factors(made.dense_shapes, made.specs)
         shared |= {
-            "format": made.config.factors.format,
-            "algorithm": compress.ALGORITHMS[made.config.factors.format],
+            "format": _format(made),
+            "algorithm": compress.ALGORITHMS.get(_format(made), "mixed"),
             "layer_factor": layer_factor,
             "model_factor": model_factor,
         }

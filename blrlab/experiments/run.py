@@ -4,7 +4,6 @@ Dense model, compression, healing, evaluation, kernels and report, each a stage 
 in the work folder. The same command goes on after a kill, and does only what changed.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -13,12 +12,18 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-# JAX and torch share a GPU: neither may take all of its memory. Read when JAX starts, so set before it is imported.
+# JAX and torch share a GPU: JAX must not take most of it at its start. Read then, so set before it is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from blrlab.errors import InputError
 from blrlab.experiments import command
+from blrlab.experiments.workdir import Workdir, chosen
+from blrlab.records import write_text
+
+if TYPE_CHECKING:
+    from blrlab.experiments import build
 
 EXIT_INPUT, EXIT_STOPPED = 2, 130
 
@@ -33,20 +38,18 @@ def main(argv: Sequence[str]) -> int:
     except InputError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
-        print("stopped; the same command with this --workdir goes on from here.", file=sys.stderr)
+        print("stopped; the same command with its --workdir goes on from here.", file=sys.stderr)
+        return EXIT_STOPPED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on
         return EXIT_STOPPED
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-        ):
-            raise
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}.")
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail("out of memory: lower the batch of config.train and config.heal, or config.eval.batch.")
 
 
 def _stop(*_: object) -> None:
@@ -62,17 +65,16 @@ def _fail(sentence: str) -> int:
 
 def _run(argv: Sequence[str]) -> int:
     config, name, scale, folder = command.load(argv)
-    # Imported here so that a mistake on the command line is answered before JAX has loaded.
-    from blrlab.experiments import build, kernel_stages, model_stages
-    from blrlab.experiments.workdir import Workdir, chosen
-
     stages = chosen(config.stages)
+    # Imported here so that a mistake on the command line is answered before the models have loaded.
+    from blrlab.experiments import build, environment, kernel_stages, model_stages
+
     folder = folder or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    flat = {field: value for field, value in command.flatten(config).items() if field != "stages"}
-    workdir = Workdir(folder, flat, stages)
     made = build.experiment(config)
-    said = workdir.check()
-    _check_disk(folder, made)
+    machine = environment.describe()
+    flat = build.relevant(command.flatten(config))
+    flat |= {f"machine.{field}": machine[field] for field in ("device", "jax", "torch", "triton")}
+    workdir = Workdir(folder, flat, stages)
     run = model_stages.Run(name, scale, made, workdir, lambda line: print(line, flush=True))
     work = {
         "data": model_stages.prepare_data,
@@ -85,39 +87,36 @@ def _run(argv: Sequence[str]) -> int:
         "bench": kernel_stages.benchmark,
         "report": kernel_stages.make_report,
     }
-    fresh = not folder.exists()
+    _check_disk(workdir, made, stages)
     with workdir.locked():
-        run.say(f"{name}, scale {scale or '-'}, in {folder}")
+        said = workdir.check()
+        run.say(f"{name}, scale {scale or '-'}, in {folder}; after a stop, --workdir={folder} goes on")
         for sentence in (*said, *(f"warning: {line}" for line in build.warnings(made))):
             run.say(sentence)
         run.say(kernel_stages.describe_specs(run))
-        (folder / "config.json").write_text(json.dumps({"scale": scale, **config.to_dict()}, indent=1), "utf-8")
-        try:
-            for stage in stages:
-                workdir.run(stage, lambda path, stage=stage: work[stage](run, path), run.say)
-        except InputError:
-            if fresh:
-                workdir.forget()
-            raise
+        resolved = {"scale": scale, **config.to_dict(), "resolved": build.resolved(made)}
+        write_text(folder / "config.json", json.dumps(resolved, indent=1))
+        for stage in stages:
+            workdir.run(stage, lambda path, stage=stage: work[stage](run, path), run.say)
         workdir.gather()
-    if "report" in stages:
-        run.say(f"done: {folder / 'report.html'}")
-    else:
-        run.say(f"done: {folder / 'records.jsonl'}")
+    run.say(f"done: {folder / ('report.html' if 'report' in stages else 'records.jsonl')}")
     return 0
 
 
-def _check_disk(folder: Path, made) -> None:
+def _check_disk(workdir: Workdir, made: "build.Experiment", stages: Sequence[str]) -> None:
     """Refuse to begin where two training checkpoints and the finished models would not fit."""
     from blrlab import compress
 
-    needed = 4 * compress.parameter_count(made.dense_shapes) * (2 * 3 + 4)
-    home = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    home = next(parent for parent in (workdir.root, *workdir.root.absolute().parents) if parent.exists())
     if not os.access(home, os.W_OK):
         raise InputError(f"no permission to write in {home}.")
-    free = shutil.disk_usage(home).free
-    if free < needed:
-        raise InputError(f"{home} has {free / 1e6:.0f} MB free, and this run may need {needed / 1e6:.0f} MB.")
+    ahead = [stage for stage in ("dense", "heal", "continue") if stage in stages and not workdir.done(stage)]
+    if ahead:
+        copies = 2 * 3 + len(ahead)  # two checkpoints of parameters and both moments, and each stage's result
+        needed = 4 * copies * compress.parameter_count(made.dense_shapes)
+        free = shutil.disk_usage(home).free
+        if free < needed:
+            raise InputError(f"{home} has {free / 1e6:.0f} MB free, and this run may need {needed / 1e6:.0f} MB.")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The work folder: a folder a stage, each with a fingerprint of what it was made from.
 
-    config.json          the resolved config of the last command
+    config.json          the config of the last command, and what it resolved to
     records.jsonl        the records of all stages, in order
-    <stage>/stage.json   state (running or done) and the config parts and earlier stages it depends on
+    <stage>/stage.json   state (running or done), and the config parts and earlier results it was made from
     <stage>/records.jsonl, <stage>/params/, ...
 
 A stage whose parts or whose earlier stages changed is made anew. The dense model is too dear for that: a change
@@ -15,6 +15,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from blrlab import records
 from blrlab.errors import InputError, one_of
 
 KEPT = ("data", "dense")
+# How often a stage writes changes none of its results.
+HARMLESS = (".log_every", ".checkpoint_every")
+OUTDATED = ".outdated-"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,27 +35,29 @@ class Stage:
 
     Attributes:
       name: also its folder's.
-      parts: config fields, or groups of fields, that change its result.
+      leaves: what is in its folder once it is done.
+      parts: config fields, or groups of fields, that change its result; `machine` is where it runs.
       after: the stages whose results it starts from.
       optional: stages whose results it uses if they are there.
     """
 
     name: str
+    leaves: str
     parts: tuple[str, ...]
     after: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
 
 
 STAGES = (
-    Stage("data", ("data", "init_from")),
-    Stage("dense", ("model", "train", "seed"), ("data",)),
-    Stage("compress", ("factors", "rules"), ("dense",)),
-    Stage("heal", ("heal",), ("compress",)),
-    Stage("continue", ("heal",), ("dense",)),
-    Stage("eval", ("eval",), ("dense",), ("compress", "heal", "continue")),
-    Stage("bridge", (), ("compress",), ("heal",)),
-    Stage("bench", ("bench",), ("compress",), ("heal",)),
-    Stage("report", (), (), ("dense", "compress", "heal", "continue", "eval", "bridge", "bench")),
+    Stage("data", "data.json", ("data", "init_from")),
+    Stage("dense", "params", ("model", "train", "seed"), ("data",)),
+    Stage("compress", "params", ("factors", "rules"), ("dense",)),
+    Stage("heal", "params", ("heal",), ("compress",)),
+    Stage("continue", "params", ("heal",), ("dense",)),
+    Stage("eval", "records.jsonl", ("eval",), ("dense",), ("compress", "heal", "continue")),
+    Stage("bridge", "stage.json", ("machine",), ("compress",), ("heal",)),
+    Stage("bench", "records.jsonl", ("bench", "machine"), ("compress",), ("heal",)),
+    Stage("report", "../report.html", (), ("data",), ("dense", "compress", "heal", "continue", "eval", "bench")),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 
@@ -90,11 +96,14 @@ class Workdir:
         """
         file = self.path(stage) / "stage.json"
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            entry = json.loads(file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
-            raise InputError(f"{file} is damaged: delete the folder {file.parent}.") from None
+            entry = None
+        if not isinstance(entry, dict) or not {"state", "fingerprint", "parts", "made"} <= set(entry):
+            raise InputError(f"{file} is damaged: delete the folder {file.parent}.")
+        return entry
 
     def parts(self, stage: str) -> dict[str, Any]:
         """Return the config fields a stage depends on itself."""
@@ -102,20 +111,27 @@ class Workdir:
         return {
             name: value
             for name, value in self._flat.items()
-            if any(name == part or name.startswith(f"{part}.") for part in wanted)
+            if any(name == part or name.startswith(f"{part}.") for part in wanted) and not name.endswith(HARMLESS)
         }
 
     def fingerprint(self, stage: str) -> str:
-        """Return a hash of a stage's parts and of the stages it starts from."""
+        """Return a hash of a stage's parts and of the very results it starts from."""
         found = _stage(stage)
         uses = [*found.after, *(name for name in found.optional if name in self._run or self.done(name))]
-        content = {"parts": self.parts(stage), "after": {name: self.fingerprint(name) for name in uses}}
+        content = {"parts": self.parts(stage), "after": {name: self._result(name) for name in uses}}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    def _result(self, stage: str) -> str:
+        """Name a stage's result: when it was made, or what it will be made from."""
+        stored = self.stored(stage)
+        return stored["made"] if stored and self.done(stage) else self.fingerprint(stage)
 
     def done(self, stage: str) -> bool:
         """Tell whether a stage's result is there and belongs to this config."""
         stored = self.stored(stage)
-        return bool(stored) and stored["state"] == "done" and stored["fingerprint"] == self.fingerprint(stage)
+        if not stored or stored["state"] != "done" or not (self.path(stage) / _stage(stage).leaves).exists():
+            return False
+        return stored["fingerprint"] == self.fingerprint(stage)
 
     def differences(self, stage: str) -> list[str]:
         """Say which fields of a stage's own parts changed since it began, `name: old -> new`."""
@@ -133,10 +149,13 @@ class Workdir:
         """Compare the folder with the config, before any work; return sentences on what will be made anew.
 
         Raises:
-          InputError: the dense model would have to change, or a stage's earlier stages are missing.
+          InputError: the dense model would have to change, a stage's earlier stages are missing, or a folder that
+            is not a stage's is in the way.
         """
-        if self.root.exists() and not self.root.is_dir():
-            raise InputError(f"--workdir {self.root} is a file.")
+        for name in NAMES:
+            folder = self.path(name)
+            if self.stored(name) is None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+                raise InputError(f"{folder} is in the way, and no stage made it: take another --workdir.")
         changes = [change for stage in KEPT for change in self.differences(stage)]
         if changes and self.stored("dense"):
             raise InputError(
@@ -156,34 +175,51 @@ class Workdir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process.
+        """Hold the folder for this process; after a wrong input, leave nothing that was not there before.
 
         Raises:
-          InputError: another process works in it.
+          InputError: another process works in it, or it is a file.
         """
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"--workdir {self.root} is a file.")
+        before = set(self.root.iterdir()) if self.root.is_dir() else set()
+        made = [folder for folder in (self.root, *self.root.parents) if not folder.exists()]
         self.root.mkdir(parents=True, exist_ok=True)
-        with (self.root / ".lock").open("w") as file:
+        with (self.root / ".lock").open("a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"another process works in {self.root}: wait for it, or take another.") from None
-            yield
+            for leftover in self.root.glob(f"{OUTDATED}*"):
+                shutil.rmtree(leftover)
+            try:
+                yield
+            except (InputError, OSError):
+                if not self.stored("dense"):
+                    self._forget(before, made)
+                raise
 
-    def forget(self) -> None:
-        """Remove the folder if no model is in it yet, so that a wrong input leaves nothing half-written."""
-        if not self.done("dense") and not (self.path("dense") / "checkpoints").exists():
-            shutil.rmtree(self.root, ignore_errors=True)
+    def _forget(self, before: set[Path], made: list[Path]) -> None:
+        """Remove what this command put here, and the folders it made."""
+        for entry in set(self.root.iterdir()) - before:
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        for folder in made:
+            folder.rmdir()
 
     def run(self, stage: str, work: Callable[[Path], None], say: Callable[[str], None]) -> None:
         """Run a stage unless its result is there; go on with a killed one; clear away an outdated one."""
         folder, stored, fingerprint = self.path(stage), self.stored(stage), self.fingerprint(stage)
         if self.done(stage):
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # a kill may have left them
             say(f"{stage}: done before")
             return
-        if folder.exists() and (stored is None or stored["fingerprint"] != fingerprint):
-            shutil.rmtree(folder)
+        if stored and (stored["fingerprint"] != fingerprint or stored["state"] == "done"):
+            # Renamed before it is removed, so that a kill in between leaves no half of a stage.
+            outdated = self.root / f"{OUTDATED}{uuid.uuid4().hex}"
+            folder.rename(outdated)
+            shutil.rmtree(outdated)
         folder.mkdir(exist_ok=True)
-        entry = {"state": "running", "fingerprint": fingerprint, "parts": self.parts(stage)}
+        entry = {"state": "running", "fingerprint": fingerprint, "parts": self.parts(stage), "made": uuid.uuid4().hex}
         records.write_text(folder / "stage.json", json.dumps(entry, indent=1))
         work(folder)
         records.write_text(folder / "stage.json", json.dumps(entry | {"state": "done"}, indent=1))

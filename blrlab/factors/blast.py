@@ -13,7 +13,6 @@ from jaxtyping import Array, Float
 from blrlab.factors import precgd
 from blrlab.factors.spec import Spec
 
-NAMES = ("V", "S", "U")
 Factors = dict[str, Array]
 
 

@@ -5,8 +5,6 @@ from jaxtyping import Array, Float
 
 from blrlab.factors.spec import Spec
 
-NAMES = ()
-
 
 def shapes(spec: Spec) -> tuple[int, int]:
     """Return the shape of W."""

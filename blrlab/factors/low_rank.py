@@ -6,7 +6,6 @@ from jaxtyping import Array, Float
 
 from blrlab.factors.spec import Spec
 
-NAMES = ("V", "U")
 Factors = dict[str, Array]
 
 

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 from blrlab.factors import low_rank
 from blrlab.factors.spec import Spec
 
-NAMES = ("V", "U")
 Factors = dict[str, Array]
 
 

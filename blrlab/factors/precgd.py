@@ -1,9 +1,11 @@
 """PrecGD: the factorisation of a dense weight into BLAST factors, as published.
 
 Source: Lee et al., arXiv 2410.21262, algorithm 2, with the settings of its released code: the weight is divided
-by its standard deviation; 300 sweeps, each one stepping one side factor, then the other, then S; each step is a
-gradient of ||W - W'||^2 (its factor 2 kept, so a step of 1 is over-relaxed) solved against Gram + eps I, with
-eps = 0.1 ||W - W'|| and a step that falls linearly from 1 to 0.
+by the root mean square of its entries (their standard deviation, the mean being near 0); 300 sweeps, each one
+stepping one side factor, then the other, then S; each step is a gradient of ||W - W'||^2 (its factor 2 kept, so a
+step of 1 is over-relaxed) solved against Gram + eps I, with eps = 0.1 ||W - W'|| and a step that falls linearly
+from 1 to 0. Here eps is kept above rounding, so that a weight that the factors can represent exactly, whose error
+vanishes, does not make the solve singular.
 
 Shapes as in `blast`: W [i, o] in blocks [b1, b2, p, q]; V [b1, p, r], S [b1, b2, r], U [b2, r, q].
 """
@@ -34,15 +36,15 @@ def factorize(
     Returns:
       {"V": [b1, p, r], "S": [b1, b2, r], "U": [b2, r, q]}.
     """
-    scale = jnp.maximum(jnp.std(weight), jnp.finfo(weight.dtype).tiny)
-    target = rearrange(weight / scale, "(l p) (k q) -> l k p q", l=blocks[0], k=blocks[1])
+    scale = jnp.sqrt(jnp.mean(jnp.square(weight)))
+    target = rearrange(weight / jnp.where(scale > 0, scale, 1), "(l p) (k q) -> l k p q", l=blocks[0], k=blocks[1])
     start = _start(key, target.shape, rank, weight.dtype)
 
     def sweep(index: Array, factors: Factors) -> Factors:
         return _sweep(target, factors, (1 - index / sweeps).astype(weight.dtype))
 
     factors = jax.lax.fori_loop(0, sweeps, sweep, start)
-    return factors | {"S": factors["S"] * scale}
+    return factors | {"S": factors["S"] * scale}  # a weight of zeros gives S = 0
 
 
 def _start(key: Array, size: tuple[int, ...], rank: int, dtype: jax.typing.DTypeLike) -> Factors:
@@ -74,7 +76,9 @@ def _residual(target: Array, V: Array, S: Array, U: Array) -> Array:
 
 def _solve(gram: Array, right: Array, residual: Array) -> Array:
     """Solve (gram + eps I) z = right for every column, eps being proportional to the error."""
-    damping = DAMPING * jnp.linalg.norm(residual.ravel())
+    rank, limits = gram.shape[-1], jnp.finfo(gram.dtype)
+    rounding = rank * limits.eps * jnp.trace(gram, axis1=-2, axis2=-1)[..., None, None] + limits.eps
+    damping = jnp.maximum(DAMPING * jnp.linalg.norm(residual.ravel()), rounding)
     identity = jnp.broadcast_to(jnp.eye(gram.shape[-1], dtype=gram.dtype), gram.shape)
     damped = gram + damping * identity
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(damped), True), right)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors import SafetensorError, safe_open
 
-from blrlab.errors import InputError
+from blrlab.errors import InputError, home_expanded
 from blrlab.models import gpt2
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json")
@@ -36,7 +36,7 @@ def find(name: str) -> Path:
     Raises:
       InputError: there is no such folder, and no such checkpoint can be had from the hub.
     """
-    folder = Path(name).expanduser()
+    folder = home_expanded(name)
     if folder.is_dir():
         return folder
     if folder.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:

@@ -55,6 +55,28 @@ def test_second_run_does_nothing_new(finished, tiny, capsys):
     assert out.splitlines()[-1] == f"done: {finished / 'report.html'}"
 
 
+def test_a_lost_result_is_made_again(finished, tiny, capsys):
+    (finished / "report.html").unlink()
+    assert run.main([*tiny, f"--workdir={finished}"]) == 0
+    assert (finished / "report.html").exists()
+    assert "eval: done before" in capsys.readouterr().out
+
+
+def test_new_records_make_a_new_report(finished, tiny, capsys):
+    before = (finished / "report.html").stat().st_mtime_ns
+    assert run.main([*tiny, f"--workdir={finished}", "--config.bench.seconds=0.002"]) == 0
+    out = capsys.readouterr().out
+    assert "bench.seconds: 0.001 -> 0.002: running again from bench on" in out
+    assert "heal: done before" in out
+    assert (finished / "report.html").stat().st_mtime_ns > before
+
+
+def test_how_often_is_logged_changes_nothing(finished, tiny, capsys):
+    arguments = [*tiny, f"--workdir={finished}", "--config.train.log_every=3", "--config.heal.checkpoint_every=5"]
+    assert run.main([*arguments, "--config.stages=dense,heal"]) == 0
+    assert "step" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_another_format_keeps_the_dense_model(finished, tiny, capsys, format):
     arguments = [*tiny, f"--workdir={finished}", f"--config.factors.format={format}"]
