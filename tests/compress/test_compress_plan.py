@@ -167,7 +167,7 @@ def test_a_0_is_the_published_value_scaled_with_the_smaller_side(format, width, 
         ("gpt2s", "c_fc", "monarch", (768, 3072), (192, 4)),
         ("gpt2s", "c_fc", "blast", (768, 3072), (192, 6)),
         ("gpt2s", "c_fc", "low_rank", (768, 3072), (192, 1)),
-        ("gpt2s", "c_fc", "monarch", (10, 3072), (4, 4)),  # 2.5 is no rank: at least one a block
+        ("gpt2s", "c_fc", "monarch", (10, 40), (4, 4)),  # 2.5 is no rank: at least one a block
         ("gpt2s", "c_fc", "monarch", (100, 400), (24, 4)),  # 25, to a multiple of the blocks
         ("gpt2s", "c_fc", "low_rank", (100, 400), (25, 1)),
         ("llama7b", "gate_up", "monarch", (4096, 11008), (1536, 16)),
@@ -283,6 +283,13 @@ def test_wrong_defaults_are_refused_too(defaults):
 def test_defaults_without_a_format():
     with pytest.raises(InputError, match="format"):
         compress.plan(LAYERS, [("*/c_fc", {"rank": 4})], {})
+
+
+def test_nothing_is_published_for_a_layer_of_other_proportions():
+    with pytest.raises(InputError, match="of 3072 x 768, of other proportions: set rank and blocks"):
+        compress.published("gpt2s", "c_proj", "monarch", 768, 768)
+    with pytest.raises(InputError, match="^h_0/attn/c_proj "):
+        compress.plan(_gpt2_layers(), [("*/c_proj", {})], DEFAULTS, "gpt2s")
 
 
 def test_nothing_is_published_for_other_nets_and_layers():

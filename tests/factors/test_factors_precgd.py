@@ -93,12 +93,13 @@ HARD = Spec("blast", 16, 16, (2, 2), 16)
         1e-12 * np.eye(16),
         1e12 * np.eye(16),
         1e20 * np.eye(16),
+        1e-25 * np.eye(16),
         np.kron(np.eye(2), np.ones((8, 8))),
         np.random.default_rng(0).normal(size=(16, 16)),
     ],
     ids=[
         "zeros", "constant", "small constant", "one entry", "rank 1", "unit", "small", "large", "very large",
-        "block diagonal", "gaussian",
+        "very small", "block diagonal", "gaussian",
     ],
 )  # fmt: skip
 def test_what_the_rank_fits_exactly_is_fitted(weight):

@@ -12,7 +12,7 @@ from flax.errors import ScopeParamShapeError
 from blrlab import compress, factors
 from blrlab.errors import InputError
 from blrlab.factors import Spec
-from blrlab.layers import factored_dense
+from blrlab.layers import FactoredDense, factored_dense
 
 MONARCH = Spec("monarch", 8, 12, (2, 3), 2)
 BLAST = Spec("blast", 12, 8, (3, 2), 4)
@@ -291,6 +291,23 @@ def test_a_spec_for_no_layer_is_refused():
     """A path with a typing error would leave its layer dense and say nothing."""
     with pytest.raises(InputError, match="upp"):
         _shapes(MLP(), {"upp": MONARCH})
+
+
+class Ours(nn.Module):
+    """A dense and a factored layer of this project's own: x [..., 8] -> [..., 8]."""
+
+    @nn.compact
+    def __call__(self, x):
+        return FactoredDense(8, spec=BLAST, name="down")(FactoredDense(12, name="up")(x))
+
+
+def test_our_own_layers_take_factors_too():
+    _check_losses(Ours(), _numbers(Ours(), {"up": MONARCH}), _x(2), _without_down)
+
+
+def _without_down(params):
+    """Multiply out what the model takes as dense."""
+    return params | {"up": compress.expand(params["up"])}
 
 
 class Others(nn.Module):

@@ -297,10 +297,15 @@ def test_no_weights_at_all(broken):
         _load(broken)
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/gpt2", "~/nowhere", "~nobody-of-this-name/gpt2", "a/b/c"])
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/gpt2", "~/nowhere", "a/b/c"])
 def test_an_unknown_folder(name):
     with _one_sentence(f'no checkpoint at "{name}"'):
         hf.find(name)
+
+
+def test_an_unknown_home():
+    with _one_sentence('"~nobody-of-this-name/gpt2"'):
+        hf.find("~nobody-of-this-name/gpt2")
 
 
 def test_a_file_is_no_folder(broken):
@@ -310,9 +315,9 @@ def test_a_file_is_no_folder(broken):
 
 @pytest.mark.parametrize("name", ["gpt2", "openai-community/gpt2", "not a name", "no--body/gpt2"])
 def test_a_hub_name_without_the_hub(name, monkeypatch, tmp_path):
-    hub = pytest.importorskip("huggingface_hub")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with _one_sentence(f'no folder "{name}", and the hub did not give it: '):
         hf.find(name)
