@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+# Batched LAPACK calls run many times slower when its threads wait on each other.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 try:
     import jax

@@ -48,7 +48,7 @@ def linears(params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 
 
 def _natural(path: str) -> list[tuple[str, int]]:
-    return [(word, int(part or 0)) for word, part in re.findall(r"(\D+)(\d*)", path)]
+    return [(word, int(part or 0)) for word, part in re.findall(r"(\D*)(\d*)", path)]
 
 
 def plan(
@@ -99,7 +99,8 @@ def _read(rule: Any, defaults: Mapping[str, Any]) -> tuple[str, Choice]:
         pair = isinstance(value, Sequence) and len(value) == 2 and all(isinstance(part, int) for part in value)
         if field != "format" and not (whole or (field == "blocks" and pair)):
             raise InputError(f'the rule "{pattern}" has {field} {value!r}, which is not a whole number from 0 up.')
-    merged = {field: fields.get(field, defaults[field]) for field in FIELDS if field in {*fields, *defaults}}
+    filled = {"format": "", "rank": 0, "blocks": 0, "block_rank": 0, **defaults, **fields}
+    merged = {field: filled[field] for field in FIELDS}
     one_of(merged["format"], FORMATS, "format")
     if "rank" in fields and "block_rank" not in fields:
         merged["block_rank"] = 0
@@ -131,11 +132,12 @@ def _resolve(name: str, in_features: int, out_features: int, choice: Choice, net
         raise InputError(f"rank {choice.rank} and block_rank {choice.block_rank} exclude each other.")
     if choice.block_rank and choice.format != "monarch":
         raise InputError(f"{choice.format} has no block_rank; give rank.")
-    if not blocks or not (rank or choice.block_rank):
+    blocked = choice.format in factors.BLOCKED
+    if (blocked and not blocks) or not (rank or choice.block_rank):
         published_rank, published_blocks = published(net, name, choice.format, in_features, out_features)
         blocks = blocks or published_blocks
         rank = rank or (0 if choice.block_rank else published_rank)
-    if choice.format not in factors.BLOCKED:
+    if not blocked:
         blocks = 1
     pair = (blocks, blocks) if isinstance(blocks, int) else blocks
     if len(pair) != 2:
@@ -162,4 +164,5 @@ def published(net: str, name: str, format: str, in_features: int, out_features: 
         )
     rank, blocks = layer.choice(format)
     scaled = rank * min(in_features, out_features) / min(layer.in_features, layer.out_features)
-    return max(round(scaled / blocks), 1) * blocks, blocks
+    unit = blocks if format == "monarch" else 1  # every Monarch block gets the same share
+    return max(round(scaled / unit), 1) * unit, blocks

@@ -46,13 +46,13 @@ class Loss:
 @jax.default_matmul_precision("highest")  # a GPU would fit the factors in tf32
 def _project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> tuple[Kernel, Array]:
     kernel = factors.project(weight, spec, key)
-    wide = jnp.promote_types(weight.dtype, jnp.float32)
+    wide = jnp.float64 if weight.dtype == jnp.float64 else jnp.float32
     exact, product = (
         weight.astype(wide),
         factors.to_dense(jax.tree.map(lambda leaf: leaf.astype(wide), kernel)),
     )
     difference, size = exact - product, jnp.linalg.norm(exact)
-    return kernel, jnp.where(size > 0, jnp.linalg.norm(difference) / size, 0.0)
+    return kernel, jnp.where(size == 0, 0.0, jnp.linalg.norm(difference) / size)
 
 
 def compress(
@@ -80,6 +80,8 @@ def compress(
     for index, (path, spec) in enumerate(specs.items()):
         layer = _layer(tree, path)
         weight = layer["kernel"]
+        if not bool(jnp.isfinite(weight).all()):  # an SVD of infinities may never end
+            raise InputError(f"{path} cannot be compressed: its weight holds NaN or infinity.")
         started = time.perf_counter()
         try:
             kernel, error = _project(weight, spec, jax.random.fold_in(key, index))
@@ -87,7 +89,7 @@ def compress(
             raise InputError(f"{path}: {problem}") from None
         relative_error = float(error)
         if not np.isfinite(relative_error):
-            raise InputError(f"{path} cannot be compressed: its weight holds NaN or infinity, or its fit diverged.")
+            raise InputError(f"{path} cannot be compressed: its fit diverged.")
         seconds = time.perf_counter() - started
         layer["kernel"] = kernel
         count = factors.parameter_count(spec)
@@ -111,7 +113,11 @@ def shapes_of(params: Mapping[str, Any], specs: Mapping[str, Spec]) -> Tree:
     tree = _copy(jax.eval_shape(lambda tree: tree, dict(params)))
     for path, spec in specs.items():
         layer = _layer(tree, path)
-        dtype = layer["kernel"].dtype
+        dtype, sizes = layer["kernel"].dtype, tuple(layer["kernel"].shape)
+        if sizes != (spec.in_features, spec.out_features):
+            raise InputError(
+                f"{path} is {sizes[0]} x {sizes[1]}, but its spec {spec.in_features} x {spec.out_features}."
+            )
         layer["kernel"] = jax.eval_shape(functools.partial(factors.init, spec=spec, dtype=dtype), jax.random.key(0))
     return tree
 

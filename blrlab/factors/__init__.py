@@ -87,7 +87,7 @@ def project(weight: Float[Array, "i o"], spec: Spec, key: Array | None = None) -
             f"as its {spec.format} spec says."
         )
     key = jax.random.key(0) if key is None else key
-    exact = weight.astype(jnp.promote_types(weight.dtype, jnp.float32))
+    exact = weight.astype(jnp.float64 if weight.dtype == jnp.float64 else jnp.float32)
     kernel = _MODULES[spec.format].project(exact, spec, key)
     return jax.tree.map(lambda factor: factor.astype(weight.dtype), kernel)
 

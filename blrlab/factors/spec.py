@@ -33,6 +33,7 @@ class Spec:
     rank: int = 0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "blocks", tuple(self.blocks))
         if self.format not in FORMATS:
             raise InputError(f'unknown format "{self.format}": it is one of {", ".join(FORMATS)}.')
         if min(self.in_features, self.out_features) < 1:

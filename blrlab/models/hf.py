@@ -68,6 +68,9 @@ def gpt2_config(folder: Path, dtype: str, dropout: float) -> gpt2.Config:
         for name, wanted in _GPT2_SETTINGS.items():
             if given.get(name, wanted) != wanted:
                 raise InputError(f"{path}: {name} is {given[name]!r}; this model has {wanted!r}.")
+        for name in ("vocab_size", "n_positions", "n_layer", "n_head", "n_embd"):
+            if type(given[name]) is not int:
+                raise InputError(f"{path}: {name} is {given[name]!r}, not a whole number.")
         width, inner = given["n_embd"], given.get("n_inner")
         if inner not in (None, 4 * width):
             raise InputError(f"{path}: n_inner is {inner}; this model has 4 n_embd = {4 * width}.")
@@ -134,8 +137,9 @@ def _files(folder: Path) -> list[Path]:
             raise InputError(f"{pickles[0]} is a pickle, which can run code: convert it to safetensors.")
         raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}.")
     try:
-        shards = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shards = sorted(map(Path, set(index["weight_map"].values())))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{folder / INDEX} is damaged: {type(error).__name__}: {error}") from None
     for shard in shards:
         if not (folder / shard).is_file():

@@ -288,7 +288,7 @@ def test_defaults_without_a_format():
 def test_nothing_is_published_for_a_layer_of_other_proportions():
     with pytest.raises(InputError, match="of 3072 x 768, of other proportions: set rank and blocks"):
         compress.published("gpt2s", "c_proj", "monarch", 768, 768)
-    with pytest.raises(InputError, match="^h_0/attn/c_proj "):
+    with pytest.raises(InputError, match=r"^h_0/attn/c_proj "):
         compress.plan(_gpt2_layers(), [("*/c_proj", {})], DEFAULTS, "gpt2s")
 
 
