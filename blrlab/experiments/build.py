@@ -13,14 +13,14 @@ from typing import Any
 import optax
 from flax.core import FrozenDict
 
-from blrlab import compress, train
+from blrlab import bench, compress, train
 from blrlab.data import text, tokenizer
 from blrlab.errors import InputError, one_of
 from blrlab.experiments.defaults import Config
 from blrlab.factors import FORMATS, Spec, parameter_count
 from blrlab.models import gpt2, hf
 
-BACKENDS = ("xla", "torch", "torch_compile", "triton")
+BACKENDS = tuple(bench.BACKENDS)
 OWN = "own"
 
 
