@@ -17,6 +17,7 @@ from blrlab.roofline import Peaks
 
 Row = dict[str, Any]
 L2_BYTES = 64 * 2**20  # the largest among the GPUs of the device table; a smaller one only gets more copies
+MOST_COPIES = 1024  # reached by layers under a quarter of a megabyte
 OWN_KERNELS = ("triton",)
 ERRORS = ("error", "error_max", "error_budget", "error_max_budget")
 
@@ -156,7 +157,7 @@ def _copies(problem: Problem) -> int:
     if jax.default_backend() == "cpu":
         return 1
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.kernel))
-    return max(math.ceil(4 * L2_BYTES / size), 2)
+    return min(max(math.ceil(4 * L2_BYTES / size), 2), MOST_COPIES)
 
 
 def _finite(value: float) -> float | None:

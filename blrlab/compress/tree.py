@@ -116,7 +116,8 @@ def shapes_of(params: Mapping[str, Any], specs: Mapping[str, Spec]) -> Tree:
         dtype, sizes = layer["kernel"].dtype, tuple(layer["kernel"].shape)
         if sizes != (spec.in_features, spec.out_features):
             raise InputError(
-                f"{path} is {sizes[0]} x {sizes[1]}, but its spec {spec.in_features} x {spec.out_features}."
+                f"{path}: a weight of shape {sizes} is not {spec.in_features} x {spec.out_features}, "
+                f"as its {spec.format} spec says."
             )
         layer["kernel"] = jax.eval_shape(functools.partial(factors.init, spec=spec, dtype=dtype), jax.random.key(0))
     return tree

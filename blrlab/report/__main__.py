@@ -31,7 +31,7 @@ def read_run(path: Path) -> list[Record]:
     file = path / RECORDS if path.is_dir() else path
     try:
         return [{**record, "run": str(path)} for record in records.read(file)]
-    except (OSError, UnicodeDecodeError) as problem:
+    except OSError as problem:
         raise ValueError(f"cannot read {file}: {problem}") from None
 
 

@@ -208,7 +208,7 @@ def test_a_kernel_that_is_wrong_in_the_interpreter_did_not_pass(problem, setting
     assert_no_speed(rows[-1])
 
 
-@pytest.mark.parametrize(("megabytes", "copies"), [(0.001, 64), (10, 20), (60, 4), (200, 2), (1000, 2)])
+@pytest.mark.parametrize(("megabytes", "copies"), [(0.001, 1024), (1, 256), (10, 26), (60, 5), (200, 2), (1000, 2)])
 def test_on_a_gpu_the_copies_of_the_weights_are_four_times_its_cache(megabytes, copies, monkeypatch) -> None:
     @dataclasses.dataclass
     class Leaf:

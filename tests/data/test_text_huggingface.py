@@ -39,10 +39,10 @@ def folder(tmp_path: Path, **parts: list[dict[str, Any]]) -> str:
 def test_both_splits_are_read_from_json_lines(tmp_path: Path) -> None:
     name = folder(tmp_path, train=rows(" = Title = ", "", "héllo 漢字"), validation=rows("one", "two"))
     read = text.read("huggingface", name=name)
-    assert [content for _, content in read.train] == [" = Title = \n\nhéllo 漢字".encode()]
-    assert [content for _, content in read.valid] == [b"one\ntwo"]
-    assert read.train[0][0].endswith("/train")
-    assert read.valid[0][0].endswith("/validation")
+    assert [content for _, content in read.train] == [" = Title = \nhéllo 漢字\n".encode()]
+    assert [content for _, content in read.valid] == [b"one\ntwo\n"]
+    assert read.train[0][0] == "train/0"
+    assert read.valid[0][0] == "validation/0"
 
 
 def test_parquet_files_are_read_and_their_test_split_is_not(tmp_path: Path) -> None:
@@ -52,7 +52,19 @@ def test_parquet_files_are_read_and_their_test_split_is_not(tmp_path: Path) -> N
         table = datasets.Dataset.from_dict({"text": [f"the {part} text"], "id": [1]})
         table.to_parquet(str(root / f"{part}.parquet"))
     read = text.read("huggingface", name=str(root))
-    assert [content for _, content in read.train + read.valid] == [b"the train text", b"the validation text"]
+    assert [content for _, content in read.train + read.valid] == [b"the train text\n", b"the validation text\n"]
+
+
+def test_rows_that_end_their_lines_are_not_given_another_end(tmp_path: Path) -> None:
+    name = folder(tmp_path, train=rows(" = Title = \n", "", " text \n"), validation=rows("two"))
+    assert text.read("huggingface", name=name).train[0][1] == b" = Title = \n text \n"
+
+
+def test_a_long_split_becomes_several_documents(tmp_path: Path) -> None:
+    name = folder(tmp_path, train=rows(*["x" * 999] * 2200), validation=rows("two"))
+    documents = text.read("huggingface", name=name).train
+    assert [document for document, _ in documents] == ["train/0", "train/1", "train/2"]
+    assert sum(len(content) for _, content in documents) == 2200 * 1000
 
 
 def test_the_same_dataset_has_the_same_digest(tmp_path: Path) -> None:
@@ -85,7 +97,7 @@ def test_a_dataset_without_two_texts_is_an_error(tmp_path: Path, parts: dict, se
 
 def test_a_row_without_text_is_an_empty_one(tmp_path: Path) -> None:
     name = folder(tmp_path, train=rows("one", None, "two"), validation=rows("three"))
-    assert text.read("huggingface", name=name).train[0][1] == b"one\n\ntwo"
+    assert text.read("huggingface", name=name).train[0][1] == b"one\ntwo\n"
 
 
 @pytest.mark.parametrize("name", ["nobody/nothing", "nothing"])

@@ -47,7 +47,7 @@ def test_several_runs_are_told_apart(folder, tmp_path, capsys):
     [
         (b'{"kind": "env", "ti', "records.jsonl, line 2 is damaged"),
         (b"[1, 2]", "records.jsonl, line 2 is damaged"),
-        (b"\xff", "cannot read"),
+        (b"\xff", "records.jsonl, line 2 is damaged"),
     ],
 )
 def test_a_damaged_line_is_one_sentence(tmp_path, capsys, line, problem):
