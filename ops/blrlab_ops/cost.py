@@ -117,8 +117,7 @@ def bound_us(cost: Cost, device: "Device", *, two_stage: bool = False) -> Bound:
     """Return the least time of a bf16 call on a device: its slowest of three terms, each at full speed.
 
     With `two_stage` the intermediate goes through DRAM; without, the bound holds for any algorithm. Only DRAM
-    traffic
-    counts: caches and launches take time on top.
+    traffic counts: caches and launches take time on top.
     """
     moved = cost.bytes_two_stage if two_stage else cost.bytes_compulsory
     terms = {
