@@ -5,7 +5,7 @@ Formats (W [i, o] cut in b1 x b2 blocks W[l,k] [p, q], contiguous and in order, 
 - `monarch`: V [b1, b2, p, r'], U [b1, b2, r', q]; W[l,k] = V[l,k] U[l,k].
 - `blast`: V [b1, p, r], S [b1, b2, r], U [b2, r, q]; W[l,k] = V[l] diag(S[l,k]) U[k].
 
-Importing this package, `blrlab_ops.cost` and `blrlab_ops.devices` needs nothing but Python; everything else
+Importing this package, `algorithms`, `cost`, `devices` and `shapes` of it needs nothing but Python; everything else
 loads PyTorch when first touched, and Triton only when a Triton implementation is considered.
 """
 
@@ -13,13 +13,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import blast, cost, devices, low_rank, monarch, testing
+    from . import algorithms, blast, cost, devices, low_rank, monarch, nn, testing
     from .dispatch import CannotRun, impls, why_not
     from .factored import linear, pack, to_dense
 
 __version__ = "0.1.0"
 __all__ = [
     "CannotRun",
+    "algorithms",
     "blast",
     "cost",
     "devices",
@@ -27,13 +28,14 @@ __all__ = [
     "linear",
     "low_rank",
     "monarch",
+    "nn",
     "pack",
     "testing",
     "to_dense",
     "why_not",
 ]
 
-_MODULES = ("blast", "cost", "devices", "low_rank", "monarch", "testing")
+_MODULES = ("algorithms", "blast", "cost", "devices", "low_rank", "monarch", "nn", "testing")
 _HOMES = {
     "CannotRun": "dispatch",
     "impls": "dispatch",

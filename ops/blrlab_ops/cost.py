@@ -3,16 +3,15 @@
 Pure functions of plain ints; nothing but Python is needed. n tokens, W [i, o] in b1 x b2 blocks [p, q],
 `rank` is r for low_rank and blast and r' (of one block) for monarch:
 
-| format | parameters | tensor-core flops | CUDA-core flops | intermediate elements |
-|---|---|---|---|---|
-| dense | i o | 2 n i o | 0 | 0 |
-| low_rank | r (i + o) | 2 n r (i + o) | 0 | n r |
-| monarch | r' (b2 i + b1 o) | 2 n r' (b2 i + b1 o) | 0 | n b1 b2 r' |
-| blast | r (i + o + b1 b2) | 2 n r (i + o) | 2 n r b1 b2 | n b2 r |
+| format | parameters | tensor-core flops | CUDA-core flops |
+|---|---|---|---|
+| dense | i o | 2 n i o | 0 |
+| low_rank | r (i + o) | 2 n r (i + o) | 0 |
+| monarch | r' (b2 i + b1 o) | 2 n r' (b2 i + b1 o) | 0 |
+| blast | r (i + o + b1 b2) | 2 n r (i + o) | 2 n r b1 b2 |
 
-A multiply-add counts as two operations. The diagonal S of blast is counted apart because it is no matrix
-product: each token and rank has its own b1 x b2 numbers. Its intermediate is the one that `triton_two_stage`
-stores, S applied.
+A multiply-add counts as two operations. The diagonal S of blast is counted apart: it multiplies b1 x b2 numbers for
+each rank, on CUDA cores or as a product batched over ranks. `algorithms` counts what one way of computing a layer does.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,20 +30,15 @@ class Flops(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """Operations and bytes of one call of a layer.
-
-    bytes_compulsory: x and the parameters read and y written once. bytes_two_stage: the same, and the
-    intermediate written and read once.
-    """
+    """Operations of one call of a layer, and its compulsory bytes: x and the parameters read and y written once."""
 
     tensor_flops: int
     cuda_flops: int
     bytes_compulsory: int
-    bytes_two_stage: int
 
 
 class Bound(NamedTuple):
-    """The least time of a call in us, and the `term` that sets it: "tensor", "cuda" or "dram"."""
+    """The least time of a call in us, and the `term` that sets it: "tensor" or "dram"."""
 
     us: float
     term: str
@@ -102,28 +96,21 @@ def cost(
     parameters = params(format, in_features, out_features, blocks, rank)
     tensor, cuda = flops(format, tokens, in_features, out_features, blocks, rank)
     compulsory = itemsize * (tokens * in_features + parameters + tokens * out_features)
-    two_stage = compulsory + 2 * itemsize * intermediate(format, tokens, blocks, rank)
-    return Cost(tensor, cuda, compulsory, two_stage)
+    return Cost(tensor, cuda, compulsory)
 
 
-def intermediate(format: str, tokens: int, blocks: tuple[int, int] = (1, 1), rank: int = 0) -> int:
-    """Count the elements between the two stages."""
-    b1, b2 = blocks
-    per_rank = {"dense": 0, "low_rank": 1, "monarch": b1 * b2, "blast": b2}
-    return tokens * rank * per_rank[_known(format)]
+def bound_us(cost: Cost, device: "Device", dtype: str = "bfloat16") -> Bound:
+    """Return the least time of a call on a device, for any algorithm: its slower of two terms, each at full speed.
 
-
-def bound_us(cost: Cost, device: "Device", *, two_stage: bool = False) -> Bound:
-    """Return the least time of a bf16 call on a device: its slowest of three terms, each at full speed.
-
-    With `two_stage` the intermediate goes through DRAM; without, the bound holds for any algorithm. Only DRAM
-    traffic counts: caches and launches take time on top.
+    The terms are the operations, products on tensor cores and the diagonal S of blast there (as a product batched over
+    ranks) or on CUDA cores or on both at once, and the compulsory bytes at DRAM. Caches, launches and intermediates
+    take time on top: `algorithms`.
     """
-    moved = cost.bytes_two_stage if two_stage else cost.bytes_compulsory
+    matrix = device.matrix_flops(dtype)
+    everywhere = matrix + (0 if dtype == "float32" else device.cuda_flops)  # products in float32 run on CUDA cores
     terms = {
-        "tensor": cost.tensor_flops / device.tensor_flops,
-        "cuda": cost.cuda_flops / device.cuda_flops,
-        "dram": moved / device.dram_bytes_per_s,
+        "tensor": max(cost.tensor_flops / matrix, (cost.tensor_flops + cost.cuda_flops) / everywhere),
+        "dram": cost.bytes_compulsory / device.dram_bytes_per_s,
     }
     term = max(terms, key=lambda name: terms[name])
     return Bound(1e6 * terms[term], term)
