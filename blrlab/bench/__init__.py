@@ -1,8 +1,5 @@
-"""Layer benchmarks: every contender verified against float64 before it is timed, and none timed that fails."""
+"""Benchmarks of layers and models: every contender verified against float64 before it is timed.
 
-from blrlab.bench.backends import BACKENDS
-from blrlab.bench.layer import Settings, bench_layers
-from blrlab.bench.peaks import measure_peaks
-from blrlab.bench.problem import Problem, own_problems, published_problems
-
-__all__ = ["BACKENDS", "Problem", "Settings", "bench_layers", "measure_peaks", "own_problems", "published_problems"]
+Commands: `python -m blrlab.bench.layer`, `python -m blrlab.bench.model`, `python -m blrlab.bench.compare`. PyTorch is
+needed; JAX is loaded only where the backend `xla` is asked for.
+"""

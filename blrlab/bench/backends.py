@@ -1,7 +1,9 @@
-"""The kernel backends: each a function (problem, copies) -> `Contender`, ready to be verified and timed.
+"""The kernel backends: each a function (problem, kernel) -> zero-argument call that returns y [n, o].
 
-A backend runs the layer on `copies` copies of the weights in turn, so that on a GPU the weights come from memory and
-not from cache, as in a model. `why_not` says, before anything runs, why a backend cannot.
+One more backend is one function, one line in `BACKENDS` and one row in the tests. A backend that the table does not
+list by name is an implementation of `blrlab_ops`, by its name there, or one of the source paper's own kernels
+(`blrlab.bench.paper`). What a backend does to the weights beforehand (layout, quantisation) happens when the call is
+made and is never timed.
 """
 
 import dataclasses
@@ -10,167 +12,227 @@ import importlib.util
 import os
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+import blrlab_ops
+import torch
+from blrlab_ops import dispatch
+from torch import Tensor
 
-from blrlab import factors
-from blrlab.bench.problem import Problem
-from blrlab.bridge import to_torch
+from blrlab.bench import paper
+from blrlab.bench.problem import OPS, Kernel, Problem, dense_weight
+from blrlab.errors import InputError, did_you_mean
 
-BMM, TRITON = "torch_bmm", "triton_two_stage"
+Call = Callable[[], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Contender:
-    """One backend on one problem.
+class Backend:
+    """How one contender runs a layer.
 
     Attributes:
-      impl: the backend's name.
-      output: y [n, o] of one call, as a NumPy array.
-      run: runs `calls` calls of the layer and waits for none of them, unless `waits`.
-      calls: layer calls in one run.
-      waits: whether `run` returns only when its work is done.
-      method: how it is timed, for the record.
+      name: of the backend, the record's `impl`.
+      ops: the formats it runs.
+      make: (problem, kernel) -> call; the kernel is the problem's or a copy of it.
+      own: whether it is a kernel of this project, held to the closer budget.
+      to_rows: (problem, what a call returned) -> y [n, o] as a torch tensor; not timed.
+      truth: the kernel it is to compute, where that is not the problem's (quantised weights).
     """
 
-    impl: str
-    output: Callable[[], np.ndarray]
-    run: Callable[[], Any]
-    calls: int
-    waits: bool
-    method: str
+    name: str
+    ops: tuple[str, ...]
+    make: Callable[[Problem, Kernel], Call]
+    own: bool = False
+    to_rows: Callable[[Problem, Any], Tensor] = lambda problem, y: y
+    truth: Callable[[Kernel], Kernel] | None = None
 
 
-def xla(problem: Problem, copies: int) -> Contender:
-    """Run the layer as JAX einsums under `jax.jit`, one compiled call after another.
+def torch_eager(problem: Problem, kernel: Kernel) -> Call:
+    """Run plain PyTorch: cuBLAS's product for dense, a chain of einsums for the formats."""
+    x = problem.x
+    return lambda: plain(x, kernel)
 
-    Dispatch from Python is part of the time: several calls in one program would be cheaper, but XLA removes those
-    whose results nothing reads, also behind an optimisation barrier, and then times nothing.
+
+def torch_linear(problem: Problem, kernel: Kernel) -> Call:
+    """Run a dense layer as `torch.nn.Linear` does, its weight stored [o, i]: cuBLAS has other kernels for that."""
+    assert isinstance(kernel, Tensor)
+    x, rows = problem.x, kernel.T.contiguous()
+    return lambda: torch.nn.functional.linear(x, rows)
+
+
+def torch_compile(problem: Problem, kernel: Kernel) -> Call:
+    """Run plain PyTorch under `torch.compile`, without graph breaks."""
+    return _compiled(problem, kernel, None)
+
+
+def torch_compile_max_autotune(problem: Problem, kernel: Kernel) -> Call:
+    """Run plain PyTorch under `torch.compile(mode="max-autotune")`; the benchmark captures the CUDA graph itself."""
+    return _compiled(problem, kernel, "max-autotune-no-cudagraphs")
+
+
+def xla(problem: Problem, kernel: Kernel) -> Call:
+    """Run the layer as JAX einsums under `jax.jit`."""
+    from blrlab.bench import xla as through_xla
+
+    return through_xla.call(problem, kernel)
+
+
+def int8_weight_only(problem: Problem, kernel: Kernel) -> Call:
+    """Run a dense layer on int8 weights with a scale a column, as a compiled product that widens them on the way.
+
+    For one token `coordinate_descent_tuning` makes PyTorch write the product as one reduction that reads int8; for
+    more it widens the weights in memory first.
     """
-    kernels = [jax.tree.map(lambda leaf: leaf + 0, problem.kernel) for _ in range(copies)]
-    # float32 means IEEE on a GPU too, not tf32
-    call = jax.jit(jax.default_matmul_precision("highest")(factors.apply))
-
-    def every() -> None:
-        results = [call(kernel, problem.x) for kernel in kernels]
-        jax.block_until_ready(results)
-
-    method = f"host clock, {copies} calls queued, dispatch included" if copies > 1 else "host clock, warm weights"
-    return Contender("xla", lambda: np.asarray(call(kernels[0], problem.x)), every, copies, True, method)
+    assert isinstance(kernel, Tensor)
+    columns, scale = quantise(kernel)
+    options = (("coordinate_descent_tuning", problem.case.tokens == 1),)
+    rows, x, run = columns.T.contiguous(), problem.x, _compile(_int8_product, None, problem, options)
+    return lambda: run(x, rows, scale)
 
 
-def torch_eager(problem: Problem, copies: int) -> Contender:
-    """Run the layer as PyTorch batched products, eagerly."""
-    return _torch("torch", problem, copies, BMM, _torch_call(BMM))
+def own_kernel(impl: str) -> Callable[[Problem, Kernel], Call]:
+    """Return the backend that runs an implementation of `blrlab_ops`."""
+
+    def make(problem: Problem, kernel: Kernel) -> Call:
+        assert isinstance(kernel, dict)
+        x, packed = problem.x, blrlab_ops.pack(kernel, impl=impl)
+        return lambda: blrlab_ops.linear(x, packed, impl=impl)
+
+    return make
 
 
-def torch_compile(problem: Problem, copies: int) -> Contender:
-    """Run the same products under `torch.compile`, without graph breaks."""
-    import torch
+def plain(x: Tensor, kernel: Kernel) -> Tensor:
+    """Multiply x [n, i] by a kernel as a user of PyTorch would write it down."""
+    if isinstance(kernel, Tensor):
+        return x @ kernel
+    V, U = kernel["V"], kernel["U"]
+    if V.ndim == 2:
+        return (x @ V) @ U
+    blocks = x.unflatten(1, (V.shape[0], -1))
+    if "S" in kernel:
+        mixed = torch.einsum("nlr,lkr->nkr", torch.einsum("nlp,lpr->nlr", blocks, V), kernel["S"])
+        return torch.einsum("nkr,krq->nkq", mixed, U).flatten(1)
+    return torch.einsum("nlkr,lkrq->nkq", torch.einsum("nlp,lkpr->nlkr", blocks, V), U).flatten(1)
 
+
+def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round W [i, o] to int8 with one scale a column: (W8 [i, o], scale [o] in the weight's dtype)."""
+    scale = (weight.float().abs().amax(0).clamp_min(1e-12) / 127).to(weight.dtype)
+    return (weight.float() / scale.float()).round().clamp(-127, 127).to(torch.int8), scale
+
+
+def dequantised(weight: Kernel) -> Tensor:
+    """Return the weight that `quantise` stands for, in float64."""
+    assert isinstance(weight, Tensor)
+    columns, scale = quantise(weight)
+    return columns.double() * scale.double()
+
+
+def quantisation_error(weight: Tensor) -> float:
+    """Return the relative Frobenius error of a weight's rounding to int8."""
+    return float((dequantised(weight) - dense_weight(weight)).norm() / dense_weight(weight).norm())
+
+
+def _int8_product(x: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
+    return torch.nn.functional.linear(x, rows.to(x.dtype)) * scale
+
+
+def _compiled(problem: Problem, kernel: Kernel, mode: str | None) -> Call:
+    run, x = _compile(plain, mode, problem), problem.x
+    return lambda: run(x, kernel)
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(
+    function: Callable[..., Tensor], mode: str | None, problem: Problem, options: tuple[tuple[str, Any], ...] = ()
+) -> Callable[..., Tensor]:
+    """Compile once for a problem, whatever the number of its copies."""
+    return torch.compile(function, fullgraph=True, dynamic=False, mode=mode, options=dict(options) or None)
+
+
+def forget_compiled() -> None:
+    """Drop what was compiled: PyTorch limits how often it compiles one function anew."""
+    _compile.cache_clear()
     torch.compiler.reset()
-    compiled = torch.compile(_torch_call(BMM), fullgraph=True, dynamic=False)
-    return _torch("torch_compile", problem, copies, BMM, compiled)
 
 
-def triton(problem: Problem, copies: int) -> Contender:
-    """Run the layer on the Triton kernels."""
-    return _torch("triton", problem, copies, TRITON, _torch_call(TRITON))
+def _from_jax(problem: Problem, y: Any) -> Tensor:
+    from blrlab.bench import xla as through_xla
+
+    return through_xla.to_torch(y)
 
 
-BACKENDS: dict[str, Callable[[Problem, int], Contender]] = {
-    "xla": xla,
-    "torch": torch_eager,
-    "torch_compile": torch_compile,
-    "triton": triton,
+FACTORED = OPS[1:]
+BACKENDS = {
+    backend.name: backend
+    for backend in (
+        Backend("torch_eager", OPS, torch_eager),
+        Backend("torch_linear", ("dense",), torch_linear),
+        Backend("torch_compile", OPS, torch_compile),
+        Backend("torch_compile_max_autotune", OPS, torch_compile_max_autotune),
+        Backend("xla", OPS, xla, to_rows=_from_jax),
+        Backend("int8_weight_only", ("dense",), int8_weight_only, truth=dequantised),
+    )
 }
+# Slow to tune or to run, and so only where named.
+NAMED_ONLY = ("torch_compile_max_autotune", "ref")
 
 
-def _torch_call(impl: str) -> Callable[[Any, Any], Any]:
-    import blrlab_ops
-
-    def call(x: Any, kernel: Any) -> Any:
-        return blrlab_ops.linear(x, kernel, impl=impl) if isinstance(kernel, dict) else x @ kernel
-
-    return call
+def names(clone: Path | None = None) -> tuple[str, ...]:
+    """List every backend: of the table, of `blrlab_ops`, and of the source paper's clone where one is given."""
+    own = dict.fromkeys(impl for op in FACTORED for impl in dispatch.impls(op))
+    return (*BACKENDS, *own, *(paper.VARIANTS if clone else ()))
 
 
-def _torch(name: str, problem: Problem, copies: int, impl: str, call: Callable[[Any, Any], Any]) -> Contender:
-    """Make a contender of a torch function; the factors are laid out once as `impl` wants them, untimed."""
-    import blrlab_ops
-    import torch
+def chosen(words: str, clone: Path | None = None) -> tuple[str, ...]:
+    """Read names with commas between; `all` is every backend but those that only run where named.
 
-    x, first = to_torch(problem.x), to_torch(problem.kernel)
-    if isinstance(first, dict):
-        first = blrlab_ops.pack(first, impl=impl)
-    with torch.no_grad():
-        kernels = [jax.tree.map(lambda leaf: leaf.clone(), first) for _ in range(copies)]
-
-    def every() -> None:
-        with torch.no_grad():
-            for kernel in kernels:
-                call(x, kernel)
-
-    def output() -> np.ndarray:
-        with torch.no_grad():
-            return call(x, first).float().cpu().numpy()
-
-    if x.device.type != "cuda":
-        return Contender(name, output, every, copies, True, "host clock, warm weights")
-    replay = _capture(every)
-    method = f"CUDA graph of {copies} calls, each on its own weights; CUDA events"
-    return Contender(name, output, replay, copies, False, method)
+    Raises:
+      InputError: a name is unknown.
+    """
+    known, picked = names(clone), []
+    for word in filter(None, map(str.strip, words.split(","))):
+        if word == "all":
+            picked += [name for name in known if name not in NAMED_ONLY]
+        elif word in known:
+            picked.append(word)
+        elif word in paper.VARIANTS:
+            raise InputError(f'impl "{word}" needs --paper=FOLDER, a clone of {paper.REPOSITORY}.')
+        else:
+            raise InputError(f'unknown impl "{word}": it is one of all, {", ".join(known)}.{did_you_mean(word, known)}')
+    if not picked:
+        raise InputError(f"no impl is named: give all, or some of {', '.join(known)}.")
+    return tuple(dict.fromkeys(picked))
 
 
-def _capture(run: Callable[[], None]) -> Callable[[], None]:
-    """Record a run as a CUDA graph, after warming up on a side stream; return its replay."""
-    import torch
-
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(2):
-            run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run()
-
-    def replay(recorded: Any = run) -> None:
-        """Replay; the default argument keeps the weights alive, which the graph knows by address only."""
-        graph.replay()
-
-    return replay
+def backend(name: str, clone: Path | None = None) -> Backend:
+    """Return a backend by its name, one of `names(clone)`."""
+    if name in BACKENDS:
+        return BACKENDS[name]
+    if name in paper.VARIANTS:
+        variant = paper.VARIANTS[name]
+        return Backend(name, (variant.op,), functools.partial(paper.call, variant, clone), to_rows=paper.to_rows)
+    ops = tuple(op for op in FACTORED if name in dispatch.impls(op))
+    return Backend(name, ops, own_kernel(name), own=name.startswith(("triton_", "hopper_")))
 
 
-def why_not(impl: str, problem: Problem) -> str | None:
+def why_not(name: str, problem: Problem) -> str | None:
     """Say in one sentence why a backend cannot run or time a problem here; None where it can."""
-    if impl == "xla":
-        return None
-    if importlib.util.find_spec("torch") is None:
-        return "PyTorch is not installed"
-    device = _device()
-    if device == "cuda" and not _cuda():
-        return "JAX is on a GPU, but this PyTorch finds none"
-    if impl == "torch_compile" and device == "cpu" and not _compiler():
+    device = problem.x.device.type
+    if name == "xla":
+        if not has_jax():
+            return "JAX is not installed: pip install jax"
+        from blrlab.bench import xla as through_xla
+
+        return through_xla.why_not(device)
+    if name.startswith(("torch_compile", "int8")) and device == "cpu" and not _compiler():
         return "torch.compile needs a C++ compiler on a CPU, and there is none"
-    if impl == "triton":
-        import blrlab_ops
-
-        return blrlab_ops.why_not(problem.spec.format, TRITON, device, problem.dtype)
+    if name in paper.VARIANTS:
+        return paper.why_not(problem)
+    if name not in BACKENDS:
+        return blrlab_ops.why_not(problem.op, name, problem.x.device, problem.x.dtype)
     return None
-
-
-def _device() -> str:
-    return "cpu" if jax.default_backend() == "cpu" else "cuda"
-
-
-def _cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 @functools.cache
@@ -178,3 +240,8 @@ def _compiler() -> str | None:
     """Return the C++ compiler that torch.compile would find."""
     named = os.environ.get("CXX")
     return next(filter(shutil.which, filter(None, (named, "g++", "clang++"))), None)
+
+
+def has_jax() -> bool:
+    """Say whether JAX is installed, without loading it."""
+    return importlib.util.find_spec("jax") is not None

@@ -1,178 +1,156 @@
-"""Benchmark one layer over backends: verify, then time what passed, then write a row for each."""
+"""Benchmark layers over kernel backends: every one verified against float64, then timed.
 
-import dataclasses
-import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+    python -m blrlab.bench.layer --net=llama7b --layer=qkvo --tokens=1,16,1024 --impl=all
+    python -m blrlab.bench.layer --net=gpt2s --op=dense,monarch --impl=torch_eager,torch_bmm,triton_two_stage
+    python -m blrlab.bench.layer --shape=4096x4096 --blocks=16 --rank=1024 --tokens=0,1
+    python -m blrlab.bench.layer --net=all --tokens=1,16,0,16384 --out=runs/all/records.jsonl
 
-import jax
-import numpy as np
+Rows are written as they are measured; the same command goes on where it was stopped. Ranks and blocks of a named net
+are the published ones. On a machine without a GPU it measures the processor, and verifies the Triton kernels in their
+interpreter.
+"""
 
-from blrlab import roofline
-from blrlab.bench import gate, interpreted
-from blrlab.bench.backends import BACKENDS, Contender, why_not
-from blrlab.bench.problem import Problem
-from blrlab.bench.timing import Times, time_contenders
-from blrlab.roofline import Peaks
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
-Row = dict[str, Any]
-L2_BYTES = 64 * 2**20  # the largest among the GPUs of the device table; a smaller one only gets more copies
-MOST_COPIES = 1024  # reached by layers under a quarter of a megabyte
-OWN_KERNELS = ("triton",)
-ERRORS = ("error", "error_max", "error_budget", "error_max_budget")
+# JAX and torch share a GPU: JAX must not take most of it at its start. Read then, so set before it is imported.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+from blrlab_ops.cost import FORMATS as OPS
 
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to benchmark.
+from blrlab.errors import InputError, one_of
 
-    Attributes:
-      backends: in the order of the table.
-      seconds: of measuring for each contender.
-      peaks: the machine's ceilings, for the bounds.
-      machine: the fields every row carries: device, versions, driver, commit, time.
-    """
-
-    backends: Sequence[str]
-    seconds: float
-    peaks: Peaks
-    machine: Row
+EXIT_INPUT, EXIT_STOPPED = 2, 130
+CUSTOM = "custom"
+PUBLISHED = 0
 
 
-def bench_layers(
-    problems: Sequence[Problem], settings: Settings, say: Callable[[str], None] = print
-) -> Iterator[list[Row]]:
-    """Benchmark factored layers, each with its dense counterpart; yield the rows of one layer after another.
-
-    Without a GPU the Triton kernels are verified in their interpreter, all layers in one child process.
-    """
-    interpret = "triton" in settings.backends and jax.default_backend() == "cpu"
-    found = interpreted.verify(problems) if interpret else [None] * len(problems)
-    for problem, verdict in zip(problems, found, strict=True):
-        rows = _bench_layer(problem, settings)
-        if verdict is not None:
-            _interpret(problem, rows, verdict)
-        for row in rows:
-            say(_line(row))
-        yield rows
-
-
-def _bench_layer(problem: Problem, settings: Settings) -> list[Row]:
-    rows: list[Row] = []
-    ready: list[tuple[Row, Contender]] = []
-    for each in (problem.dense(), problem):
-        for impl in settings.backends:
-            if impl in OWN_KERNELS and each.spec.format == "dense":
-                continue
-            row, contender = _verified(each, impl, settings)
-            rows.append(row)
-            if contender:
-                ready.append((row, contender))
-    _time(ready, settings.seconds)
-    return rows
-
-
-def _verified(problem: Problem, impl: str, settings: Settings) -> tuple[Row, Contender | None]:
-    """Set a contender up and judge it; return its row, and itself if it passed."""
-    row = _row(problem, impl, settings)
-    reason = why_not(impl, problem)
-    if reason:
-        return row | {"reason": reason}, None
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options = _parser().parse_args(arguments)
     try:
-        contender = BACKENDS[impl](problem, _copies(problem))
-        output = contender.output()
-        if output.shape != problem.reference.shape:
-            raise ValueError(f"its output is {output.shape}, not {problem.reference.shape}")
-        contender.run()
-        yardstick = _yardstick(problem) if impl in OWN_KERNELS else None
-    except Exception as error:  # whatever a third-party backend raises belongs into its row
-        return row | {"passed": False, "reason": _first_line(error)}, None
-    verdict = gate.judge(problem, output, yardstick)
-    row |= {
-        "error": _finite(verdict.error),
-        "error_max": _finite(verdict.error_max),
-        "error_budget": verdict.budget,
-        "error_max_budget": verdict.budget_max,
-        "passed": verdict.passed,
-    }
-    if not verdict.passed:
-        return row | {"reason": "its error is over its budget, so it has no speed"}, None
-    return row | {"method": contender.method}, contender
+        return _run(options)
+    except (InputError, ValueError) as error:
+        print(f"blrlab.bench.layer: {error}", file=sys.stderr)
+        return EXIT_INPUT
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"blrlab.bench.layer: {error.strerror or error}{where}", file=sys.stderr)
+        return EXIT_INPUT
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with its --out goes on from here.", file=sys.stderr)
+        return EXIT_STOPPED
 
 
-def _yardstick(problem: Problem) -> tuple[float, float]:
-    """Return the errors of PyTorch's batched products, from which the budgets of own kernels are drawn."""
-    return gate.errors(BACKENDS["torch"](problem, 1).output(), problem.reference)
-
-
-def _time(ready: Sequence[tuple[Row, Contender]], seconds: float) -> None:
-    """Time verified contenders in turn and fill their rows in."""
-    renamed = [dataclasses.replace(contender, impl=str(place)) for place, (_, contender) in enumerate(ready)]
-    for place, times in time_contenders(renamed, seconds).items():
-        row = ready[int(place)][0]
-        row.update(Times._asdict(times))
-        if times.p50 < row["bound_us"]:
-            row["note"] = "faster than its bound: the bound or the clock is wrong"
-
-
-def _interpret(problem: Problem, rows: Sequence[Row], found: interpreted.Row | str) -> None:
-    """Fill in what the interpreter found of the Triton kernels of a layer, in the row that could not be timed."""
-    for row in rows:
-        if row["impl"] == "triton" and row["op"] == problem.spec.format and row["passed"] is None:
-            if isinstance(found, str):
-                row["reason"] = f"no GPU; {found}"
-                continue
-            row.update({name: _finite(found[name]) for name in ERRORS}, passed=found["passed"])
-            row["reason"] = "no GPU: verified in the interpreter (float32, random factors), not timed"
-
-
-def _row(problem: Problem, impl: str, settings: Settings) -> Row:
-    spec, itemsize = problem.spec, problem.x.dtype.itemsize
-    flops, moved = roofline.work(spec, problem.tokens, itemsize)
-    return {
-        "kind": "bench",
-        "op": spec.format,
-        "impl": impl,
-        "net": problem.net,
-        "layer": problem.layer,
-        "in_features": spec.in_features,
-        "out_features": spec.out_features,
-        "blocks": list(spec.blocks),
-        "rank": spec.total_rank,
-        "block_rank": spec.rank if spec.format == "monarch" else None,
-        "tokens": problem.tokens,
-        "dtype": problem.dtype,
-        "unit": "us",
-        **dict.fromkeys(("p20", "p50", "p80", "method")),
-        "bound_us": roofline.bound_us(spec, problem.tokens, itemsize, settings.peaks),
-        "flops": flops,
-        "bytes": moved,
-        **dict.fromkeys((*ERRORS, "passed")),
-        **settings.machine,
-    }
-
-
-def _copies(problem: Problem) -> int:
-    """Return how many copies of the weights make them cold on a GPU: 4x the L2's size; 1 on a CPU."""
-    if jax.default_backend() == "cpu":
-        return 1
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.kernel))
-    return min(max(math.ceil(4 * L2_BYTES / size), 2), MOST_COPIES)
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
-
-
-def _line(row: Row) -> str:
-    name = f"bench: {row['net']:<5} {row['layer']:<7} {row['op']:<9} {row['impl']:<14}"
-    if row["p50"] is None:
-        return f"{name} {row.get('reason')}"
-    return (
-        f"{name} {row['p50']:9.1f} us  (bound {row['bound_us']:.1f})  error {row['error']:.1e}  {row.get('note', '')}"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m blrlab.bench.layer", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--net", default="", help="nets of the table of shapes, commas between, or all")
+    parser.add_argument("--layer", default="", help="layers of those nets; default: all of them")
+    parser.add_argument("--tokens", default="0", help="numbers of rows; 0: the published one of each layer")
+    parser.add_argument("--op", default=",".join(OPS), help=f"formats; default: {','.join(OPS)}")
+    parser.add_argument("--impl", default="all", help="backends, commas between, or all")
+    parser.add_argument("--dtype", default="", help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--shape", default="", help="a layer of your own, in x out, such as 4096x11008")
+    parser.add_argument("--blocks", default="16", help="of --shape: b, or b1xb2; default: 16")
+    parser.add_argument("--rank", type=int, default=0, help="of --shape: r (monarch: b r'); default: half the weights")
+    parser.add_argument("--seconds", type=float, default=0.1, help="of measuring, for each contender; default: 0.1")
+    parser.add_argument("--device", default="", help="default: the first CUDA GPU, else the CPU")
+    parser.add_argument("--paper", type=Path, help="a clone of the source paper's repository, for its own kernels")
+    parser.add_argument("--out", type=Path, help="the file of records; default: runs/layers-<time>/records.jsonl")
+    parser.add_argument("--fresh", action="store_true", help="measure anew what --out holds already")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        import torch
+    except ImportError:
+        raise InputError("benchmarks need PyTorch: pip install torch.") from None
+    from blrlab.bench import backends, card, paper, runner
+    from blrlab.bench.results import Results
+
+    if options.paper:
+        paper.check(options.paper)
+    if not options.seconds > 0:  # nor NaN
+        raise InputError(f"--seconds is {options.seconds:g}: it is a positive number.")
+    impls = backends.chosen(options.impl, options.paper)
+    where = _device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    groups = _groups(options, "float32" if where.startswith("cpu") else "bfloat16")
+    out = options.out or Path("runs") / time.strftime("layers-%Y%m%d-%H%M%S") / "records.jsonl"
+    out = out / "records.jsonl" if out.is_dir() or not out.suffix else out
+    results = Results(out, options.fresh)
+    how = runner.settings(impls, options.seconds, card.here(groups[0].dtype, where), options.paper)
+    return runner.run(groups, how, results)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    kind, numbered, index = name.partition(":")
+    one_of(kind, ("cuda", "cpu"), "device")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not count:
+        raise InputError("no CUDA GPU that PyTorch finds: leave --device out to measure the CPU.")
+    if numbered and not (index.isdigit() and int(index) < count):
+        raise InputError(f'no device "{name}": there are {count}, from {kind}:0 on.')
+    return name
+
+
+def _groups(options: argparse.Namespace, default_dtype: str) -> list:
+    from blrlab_ops import shapes
+
+    from blrlab.bench.problem import DTYPES, Group, custom_case, named_groups
+
+    tokens = [_whole(word, "--tokens") for word in _words(options.tokens)] or [PUBLISHED]
+    ops = [one_of(word, OPS, "op") for word in _words(options.op)]
+    dtypes = [one_of(word, DTYPES, "dtype") for word in _words(options.dtype)] or [default_dtype]
+    if len(dtypes) > 1:
+        raise InputError("one --dtype at a time: the ceilings beside the times are those of one.")
+    if not ops:
+        raise InputError(f"no op is named: give some of {', '.join(OPS)}.")
+    if options.shape:
+        if options.net:
+            raise InputError("--net and --shape: give one of them.")
+        features, blocks = _pair(options.shape, "--shape"), _pair(options.blocks, "--blocks")
+        rank = options.rank or _half(*features, max(blocks))
+        counts = [count or 1024 for count in tokens]
+        made = [tuple(custom_case(op, count, *features, blocks, rank) for op in ops) for count in counts]
+        return [Group(CUSTOM, options.shape, dtypes[0], cases) for cases in made]
+    nets = list(shapes.NETS) if options.net == "all" else _words(options.net)
+    if not nets:
+        raise InputError(f"no layer is named: give --net=all, some of {', '.join(shapes.NETS)}, or --shape=IxO.")
+    return named_groups(nets, _words(options.layer), ops, tokens, dtypes[0])
+
+
+def _half(in_features: int, out_features: int, blocks: int) -> int:
+    """Return the rank, a multiple of the blocks, at which r (i + o) is about half of i o."""
+    return max(1, round(in_features * out_features / 2 / (in_features + out_features) / blocks)) * blocks
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _whole(word: str, flag: str) -> int:
+    if not word.isdigit():
+        raise InputError(f'{flag} takes whole numbers from 0 on, with commas between, not "{word}".')
+    return int(word)
+
+
+def _pair(word: str, flag: str) -> tuple[int, int]:
+    parts = word.lower().split("x")
+    if len(parts) == 1:
+        parts *= 2
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise InputError(f'{flag} is like 4096x11008, not "{word}".')
+    return int(parts[0]), int(parts[1])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,21 +1,20 @@
-"""Layers small enough to benchmark in no time."""
+"""Layers small enough to benchmark in no time, and a device whose ceilings are made up."""
 
+import importlib.util
 from collections.abc import Callable
+from typing import Any
 
-import jax
-import numpy as np
 import pytest
 
-from blrlab import factors
-from blrlab.bench import Problem, Settings
-from blrlab.factors import Spec
-from blrlab.roofline import Peaks
+if importlib.util.find_spec("torch") is None:
+    collect_ignore_glob = ["test_bench_*.py"]  # PyTorch is an extra
 
-SPECS = {
-    "dense": Spec("dense", 24, 36),
-    "low_rank": Spec("low_rank", 24, 36, rank=5),
-    "monarch": Spec("monarch", 24, 36, (3, 2), 4),
-    "blast": Spec("blast", 24, 36, (2, 3), 5),
+# i, o, blocks, and the rank r, for monarch r' of one block
+SIZES = {
+    "dense": (24, 36, (1, 1), 0),
+    "low_rank": (24, 36, (1, 1), 5),
+    "monarch": (24, 36, (3, 2), 4),
+    "blast": (24, 36, (2, 3), 5),
 }
 MACHINE = {
     "device": "a test",
@@ -29,23 +28,63 @@ MACHINE = {
 
 
 @pytest.fixture(scope="session")
-def problem() -> Callable[..., Problem]:
-    """Make a layer of 7 tokens in a format and a dtype."""
+def group() -> Callable[..., Any]:
+    """Make a layer in some formats, at 7 tokens unless told otherwise."""
+    from blrlab_ops.testing import Case
 
-    def make(format: str, dtype: str = "float32") -> Problem:
-        spec, draw = SPECS[format], np.random.default_rng(1)
-        sizes = factors.shapes(spec)
-        leaves = {"": sizes} if format == "dense" else sizes
-        kernel = {name: jax.numpy.asarray(draw.normal(size=size), dtype) for name, size in leaves.items()}
-        x = jax.numpy.asarray(draw.normal(size=(7, 24)), dtype)
-        return Problem("own", "c_fc", spec, kernel[""] if format == "dense" else kernel, x)
+    from blrlab.bench.problem import Group
+
+    def make(*formats: str, dtype: str = "float32", tokens: int = 7, **fields: Any) -> Group:
+        cases = tuple(Case(format, tokens, *SIZES[format]) for format in formats)
+        return Group("own", "c_fc", dtype, cases, **fields)
 
     return make
 
 
-@pytest.fixture
-def settings() -> Callable[..., Settings]:
-    def make(*backends: str, seconds: float = 1e-4) -> Settings:
-        return Settings(backends, seconds, Peaks("a test", 1e11, 1e10, "float32", "made up"), MACHINE)
+@pytest.fixture(scope="session")
+def problem(group: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the tensors of a layer in one format."""
+    import torch
+
+    def make(format: str, dtype: str = "float32", tokens: int = 7) -> Any:
+        (made,) = group(format, dtype=dtype, tokens=tokens).problems(torch.device("cpu"))
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def device() -> Callable[..., Any]:
+    """Make the ceilings of a device: 1e12 operations and 1e11 bytes a second unless told otherwise."""
+    from blrlab_ops.devices import Device
+
+    def make(**fields: Any) -> Device:
+        made_up: dict[str, Any] = {
+            "name": "a test",
+            "tensor_flops": 1e12,
+            "cuda_flops": 1e12,
+            "dram_bytes_per_s": 1e11,
+            "l2_bytes": 0,
+            "shared_bytes_per_sm": 0,
+            "sms": 1,
+            "compute_capability": None,
+            "source": "made up",
+        }
+        return Device(**made_up | fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def settings(device: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the settings of a benchmark on the processor, or for looks on a GPU."""
+    import torch
+
+    from blrlab.bench.card import Card
+    from blrlab.bench.suite import Settings
+
+    def make(*impls: str, where: str = "cpu", sheet: Any = None, **ceilings: Any) -> Settings:
+        card = Card(torch.device(where), device(**ceilings), sheet, "float32")
+        return Settings(impls, 1e-4, card, MACHINE)
 
     return make

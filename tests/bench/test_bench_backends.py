@@ -1,48 +1,32 @@
 """The backends: what they compute, and in which words they decline."""
 
 import importlib.util
+import math
 import shutil
+from pathlib import Path
 
-import jax
-import numpy as np
+import blrlab_ops
 import pytest
+import torch
 
-from blrlab.bench import backends, gate
+from blrlab.bench import backends, paper
+from blrlab.bench.backends import BACKENDS, backend, chosen, names, why_not
+from blrlab.bench.gate import Judge
+from blrlab.bench.problem import leaves, map_leaves
+from blrlab.errors import InputError
 
 FORMATS = ("dense", "low_rank", "monarch", "blast")
-pytest.importorskip("torch", reason="PyTorch is not installed")
+RUNS = [
+    (impl, format)
+    for impl in ("torch_eager", "torch_linear", "xla", "torch_bmm", "ref")
+    for format in backend(impl).ops
+]
+each_run = pytest.mark.parametrize(("impl", "format"), RUNS)
 
 
-@pytest.mark.parametrize("copies", [1, 3])
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("impl", ["xla", "torch"])
-def test_a_backend_computes_the_layer(problem, impl: str, format: str, copies: int) -> None:
-    layer = problem(format)
-    contender = backends.BACKENDS[impl](layer, copies)
-    output = contender.output()
-    assert isinstance(output, np.ndarray)
-    assert gate.judge(layer, output, None).passed
-    contender.run()
-    assert (contender.impl, contender.calls, contender.waits) == (impl, copies, True)
-    assert "host clock" in contender.method
-
-
-@pytest.mark.parametrize("impl", ["xla", "torch"])
-def test_a_backend_works_on_copies_and_leaves_the_problem_as_it_is(problem, impl: str) -> None:
-    layer = problem("monarch", "bfloat16")
-    before = {name: np.array(factor) for name, factor in layer.kernel.items()}
-    contender = backends.BACKENDS[impl](layer, 2)
-    contender.run()
-    first = contender.output()
-    contender.run()
-    assert np.array_equal(first, contender.output())
-    for name, factor in layer.kernel.items():
-        assert np.array_equal(factor, before[name])
-
-
-def test_torch_compile_runs_what_torch_compiled(problem, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch):
+    """Let torch.compile hand functions back; return the list of what it is asked for."""
     asked: list[dict] = []
 
     def compile(function, **options):
@@ -50,33 +34,151 @@ def test_torch_compile_runs_what_torch_compiled(problem, monkeypatch: pytest.Mon
         return function
 
     monkeypatch.setattr(torch, "compile", compile)
-    layer = problem("blast")
-    contender = backends.BACKENDS["torch_compile"](layer, 1)
-    assert contender.impl == "torch_compile"
-    assert gate.judge(layer, contender.output(), None).passed
-    assert asked == [{"fullgraph": True, "dynamic": False}]
+    backends._compile.cache_clear()
+    yield asked
+    backends._compile.cache_clear()
 
 
+def output(impl: str, layer):
+    run = backend(impl)
+    return run.to_rows(layer, run.make(layer, layer.kernel)())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@each_run
+def test_a_backend_computes_the_layer(problem, impl: str, format: str, dtype: str) -> None:
+    layer = problem(format, dtype)
+    y = output(impl, layer)
+    assert (y.dtype, tuple(y.shape)) == (layer.x.dtype, (7, 36))
+    assert Judge(layer).judge(y, None).passed
+    assert why_not(impl, layer) is None, "what can run is not declined"
+
+
+@each_run
+def test_a_backend_leaves_the_problem_as_it_is(problem, impl: str, format: str) -> None:
+    layer, before = problem(format), problem(format)
+    call = backend(impl).make(layer, layer.kernel)
+    first = backend(impl).to_rows(layer, call()).clone()
+    assert torch.equal(first, backend(impl).to_rows(layer, call())), "and a call can be repeated"
+    assert torch.equal(layer.x, before.x)
+    assert all(map(torch.equal, leaves(layer.kernel), leaves(before.kernel)))
+
+
+@each_run
+def test_a_backend_runs_on_the_weights_it_is_given(problem, impl: str, format: str) -> None:
+    """Timing goes round through copies of the weights: each call must read its own."""
+    layer = problem(format)
+    zeros = map_leaves(torch.zeros_like, layer.kernel)
+    run = backend(impl)
+    assert not run.to_rows(layer, run.make(layer, zeros)()).any()
+    assert run.to_rows(layer, run.make(layer, layer.kernel)()).any()
+
+
+@pytest.mark.parametrize(
+    ("impl", "options"),
+    [
+        ("torch_compile", {"mode": None, "options": None}),
+        ("torch_compile_max_autotune", {"mode": "max-autotune-no-cudagraphs", "options": None}),
+    ],
+)
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("impl", ["xla", "torch"])
-def test_what_can_run_is_not_declined(problem, impl: str, format: str) -> None:
-    assert backends.why_not(impl, problem(format)) is None
+def test_torch_compile_runs_what_torch_compiled_once_for_all_copies(problem, compiler, impl, format, options) -> None:
+    layer = problem(format)
+    calls = [backend(impl).make(layer, map_leaves(torch.clone, layer.kernel)) for _ in range(3)]
+    for call in calls:
+        assert Judge(layer).judge(call(), None).passed
+    assert compiler == [{"fullgraph": True, "dynamic": False} | options]
 
 
-@pytest.mark.parametrize("impl", ["torch", "torch_compile", "triton"])
-def test_without_torch_all_but_xla_decline(problem, impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_problem_is_compiled_anew_and_what_is_forgotten_too(problem, compiler) -> None:
+    first, second = problem("low_rank"), problem("low_rank")
+    for layer in (first, second, first, second):
+        backend("torch_compile").make(layer, layer.kernel)
+    assert len(compiler) == 2
+    backends.forget_compiled()
+    backend("torch_compile").make(first, first.kernel)
+    assert len(compiler) == 3
+
+
+@pytest.mark.skipif(not backends._compiler(), reason="no C++ compiler for torch.compile")
+def test_what_torch_really_compiles_is_right(problem) -> None:
+    layer = problem("monarch")
+    with torch.no_grad():
+        assert Judge(layer).judge(output("torch_compile", layer), None).passed
+    backends.forget_compiled()
+
+
+@pytest.mark.skipif(not backends._compiler(), reason="no C++ compiler for torch.compile")
+@pytest.mark.parametrize(("dtype", "tokens"), [("bfloat16", 1), ("float32", 7)])
+def test_the_compiled_int8_product_is_that_of_the_quantised_weights(problem, dtype: str, tokens: int) -> None:
+    layer = problem("dense", dtype, tokens)
+    with torch.no_grad():
+        y = output("int8_weight_only", layer)
+    assert Judge(layer).judge(y, None, backends.dequantised(layer.kernel)).passed
+    backends.forget_compiled()
+
+
+@pytest.mark.parametrize("tokens", [1, 7])
+def test_int8_reads_int8_and_asks_for_one_reduction_where_there_is_one_token(problem, compiler, tokens: int) -> None:
+    layer = problem("dense", "float32", tokens)
+    run = backend("int8_weight_only")
+    y = run.make(layer, layer.kernel)()
+    assert compiler == [
+        {"fullgraph": True, "dynamic": False, "mode": None, "options": {"coordinate_descent_tuning": tokens == 1}}
+    ]
+    assert run.truth is not None
+    judge = Judge(layer)
+    assert judge.judge(y, None, run.truth(layer.kernel)).passed
+    assert not judge.judge(y, None).passed, "the rounding of its weights is no error of its product"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_are_rounded_to_int8_by_column(dtype: str) -> None:
+    weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1.0, 0.0, 10.0])
+    weight = weight.to(getattr(torch, dtype))
+    columns, scale = backends.quantise(weight)
+    assert (columns.dtype, scale.dtype) == (torch.int8, weight.dtype)
+    assert (tuple(columns.shape), tuple(scale.shape)) == ((50, 4), (4,))
+    assert columns[:, [0, 1, 3]].abs().amax(0).tolist() == [127] * 3, "every column uses the whole range"
+    assert not columns[:, 2].any(), "zeros stay zeros"
+    # half a step, and what the scale itself lost to its dtype
+    step = scale.double() * (0.5 + 127 * torch.finfo(weight.dtype).eps)
+    off = (backends.dequantised(weight) - weight.double()).abs()
+    assert bool((off <= step).all())
+    assert backends.quantisation_error(weight) == pytest.approx(float(off.norm() / weight.double().norm()))
+
+
+def test_the_error_of_rounding_is_what_a_count_by_hand_gives() -> None:
+    # steps of 1 by the largest; 0.5 rounds to the even 0, 1.25 to 1
+    weight = torch.tensor([[127.0], [0.5], [1.25]])
+    wanted = math.sqrt(0.5**2 + 0.25**2) / math.sqrt(127**2 + 0.5**2 + 1.25**2)
+    assert backends.quantisation_error(weight) == pytest.approx(wanted)
+
+
+def test_without_jax_xla_declines_and_the_rest_do_not(problem, monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else found(name))
-    assert backends.why_not(impl, problem("monarch")) == "PyTorch is not installed"
-    assert backends.why_not("xla", problem("monarch")) is None
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jax" else found(name))
+    assert why_not("xla", problem("monarch")) == "JAX is not installed: pip install jax"
+    assert why_not("torch_eager", problem("monarch")) is None
+
+
+def test_jax_on_another_device_than_torch_is_declined(monkeypatch: pytest.MonkeyPatch) -> None:
+    from blrlab.bench import xla
+
+    assert xla.why_not("cpu") is None
+    assert "JAX has no GPU here, it runs on the cpu: install jax" in str(xla.why_not("cuda"))
+    monkeypatch.setattr(xla.jax, "default_backend", lambda: "gpu")
+    assert "JAX runs on the gpu and torch on the CPU: set JAX_PLATFORMS=cpu" in str(xla.why_not("cpu"))
+    assert xla.why_not("cuda") is None
 
 
 @pytest.mark.parametrize("compiler", ["g++", None])
-def test_torch_compile_needs_a_compiler_on_a_cpu(problem, compiler, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("impl", ["torch_compile", "torch_compile_max_autotune", "int8_weight_only"])
+def test_torch_compile_needs_a_compiler_on_a_cpu(problem, impl: str, compiler, monkeypatch) -> None:
     monkeypatch.setattr(backends, "_compiler", lambda: compiler)
     sentence = "torch.compile needs a C++ compiler on a CPU, and there is none"
-    assert backends.why_not("torch_compile", problem("monarch")) == (None if compiler else sentence)
-    assert backends.why_not("torch", problem("monarch")) is None
+    assert why_not(impl, problem("dense")) == (None if compiler else sentence)
+    assert why_not("torch_eager", problem("dense")) is None
 
 
 @pytest.mark.parametrize(
@@ -104,18 +206,53 @@ def test_the_compiler_is_the_one_named_or_a_known_one(named, there, found, monke
 @pytest.mark.parametrize("format", ["low_rank", "monarch", "blast"])
 def test_triton_declines_a_cpu(problem, format: str, dtype: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    sentence = backends.why_not("triton", problem(format, dtype))
+    sentence = why_not("triton_two_stage", problem(format, dtype))
     assert sentence is not None
     assert "'cpu' is not a CUDA device" in sentence
     assert "\n" not in sentence
 
 
-@pytest.mark.parametrize("impl", ["torch", "torch_compile", "triton"])
-def test_a_gpu_that_only_jax_finds_is_said_to_be_one(problem, impl: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
+def test_every_backend_has_its_formats_and_only_own_kernels_the_closer_budget() -> None:
+    assert {name: backend(name).ops for name in names() if backend(name).ops != FORMATS} == {
+        "torch_linear": ("dense",),
+        "int8_weight_only": ("dense",),
+        **dict.fromkeys(("ref", "torch_bmm", "triton_two_stage"), FORMATS[1:]),
+    }
+    assert [name for name in names() if backend(name).own] == [name for name in names() if name.startswith("triton_")]
+    assert [backend(name).name for name in names()] == list(names())
 
-    layer = problem("monarch")
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert backends.why_not(impl, layer) == "JAX is on a GPU, but this PyTorch finds none"
-    assert backends.why_not("xla", layer) is None
+
+def test_an_own_kernel_is_packed_once_for_its_weights(problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, packed = problem("monarch"), []
+    pack = blrlab_ops.pack
+    monkeypatch.setattr(blrlab_ops, "pack", lambda *given, **how: packed.append(how) or pack(*given, **how))
+    call = backend("torch_bmm").make(layer, layer.kernel)
+    call(), call()
+    assert packed == [{"impl": "torch_bmm"}]
+
+
+def test_all_is_every_backend_but_those_that_run_only_where_named() -> None:
+    assert chosen("all") == tuple(name for name in names() if name not in ("torch_compile_max_autotune", "ref"))
+    assert chosen("ref, all") == ("ref", *chosen("all"))
+    assert chosen("torch_bmm,xla,torch_bmm,") == ("torch_bmm", "xla")
+    assert not set(paper.VARIANTS) & set(chosen("all"))
+    assert chosen("all", Path("a_clone"))[-len(paper.VARIANTS) :] == tuple(paper.VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("torch_egar", 'unknown impl "torch_egar": it is one of all, torch_eager, .*Did you mean "torch_eager"'),
+        ("xla,triton_two_stages", 'unknown impl "triton_two_stages": .*Did you mean "triton_two_stage"'),
+        ("paper_blast_bmm", 'impl "paper_blast_bmm" needs --paper=FOLDER, a clone of https://github.com/'),
+        ("", "no impl is named: give all, or some of torch_eager"),
+        (" , ", "no impl is named: give all, or some of torch_eager"),
+    ],
+)
+def test_a_backend_that_is_not_known_is_told_the_nearest(words: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        chosen(words)
+
+
+def test_every_backend_of_the_table_is_under_its_name() -> None:
+    assert [each.name for each in BACKENDS.values()] == list(BACKENDS)

@@ -1,4 +1,4 @@
-"""Which machine, versions and commit a number comes from."""
+"""Which machine, versions and commit a number comes from. Imports neither JAX nor PyTorch."""
 
 import datetime
 import functools
@@ -10,33 +10,41 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import jax
-
 import blrlab
 
 
-@functools.cache
-def describe() -> dict[str, Any]:
-    """Return time, commit, device, backend and versions; null for what is not there."""
-    first = jax.local_devices()[0]
+def describe(device: str, backend: str, devices: int = 1) -> dict[str, Any]:
+    """Return time, commit, device, backend and versions; null for what is not there.
+
+    Args:
+      device: the name of the device at work; empty for this machine's processor.
+      backend: cpu, gpu or another kind.
+      devices: how many of them.
+    """
     return {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
-        "device": first.device_kind if first.platform != "cpu" else cpu(),
-        "backend": first.platform,
-        "devices": jax.local_device_count(),
+        "device": device or cpu(),
+        "backend": backend,
+        "devices": devices,
         "python": platform.python_version(),
         **{name: version(name) for name in ("jax", "flax", "torch", "triton")},
-        "driver": _run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"),
+        "driver": _driver(),
     }
 
 
+@functools.cache
+def _driver() -> str | None:
+    return run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+
+
+@functools.cache
 def _commit() -> str | None:
     """Return the commit of the checkout blrlab runs from, marked `-dirty` if changed; None for an installed one."""
     root = Path(blrlab.__file__).parents[1]
     if not (root / ".git").exists():
         return None
-    return _run("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
+    return run("git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*")
 
 
 def cpu() -> str:
@@ -61,7 +69,7 @@ def version(package: str) -> str | None:
         return None
 
 
-def _run(*command: str) -> str | None:
+def run(*command: str) -> str | None:
     """Return a command's output, or None where it fails or is not there."""
     if not shutil.which(command[0]):
         return None

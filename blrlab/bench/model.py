@@ -1,0 +1,248 @@
+"""Benchmark a whole GPT-2, dense and with the factors that a config plans: verified against float64, then timed.
+
+    python -m blrlab.bench.model --config=configs/gpt2_monarch.py:small
+    python -m blrlab.bench.model --config=configs/gpt2_monarch.py:full --formats=dense,low_rank,monarch,blast
+    python -m blrlab.bench.model --config=configs/gpt2_blast.py:full --phases=prefill,decode --tokens=384,1000 --batch=8
+    python -m blrlab.bench.model --config=configs/gpt2_blast.py --config.factors.rank=96 --backends=torch
+
+Weights are random, since times do not depend on them. Phases: forward (all logits), prefill (key-value cache, last
+logits), decode (one token more) and train_step (one optimiser step). PyTorch's model is that of transformers, JAX's
+that of blrlab.models. Rows are written as they are measured; the same command with its --out goes on where it was
+stopped. The plan of a config is made by blrlab.compress, so JAX is loaded for its shapes even where xla is not timed.
+
+Exit status: 0 done, 1 a program failed its gate, 2 wrong input, 130 stopped.
+"""
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+# JAX and torch share a GPU: JAX must not take most of it at its start. Read then, so set before it is imported.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+from blrlab.errors import InputError, did_you_mean, one_of
+
+EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
+BACKENDS = ("torch", "xla")
+DTYPES = ("bfloat16", "float16", "float32")
+GPT2_SMALL = {"layers": 12, "heads": 12, "width": 768, "vocab_size": 50257}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    options, rest = _parser().parse_known_args(arguments)
+    try:
+        return _run(options, rest)
+    except ValueError as error:  # an InputError is one
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f' ({error.filename})' if error.filename else ''}")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command with its --out goes on from here.", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m blrlab.bench.model",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="  --config.FIELD=VALUE  any field of the config, such as --config.model.layers=2",
+    )
+    parser.add_argument("--config", default="", help="a config file; :small or :full after it sets the scale")
+    parser.add_argument("--backends", default="torch,xla", help="default: torch,xla")
+    parser.add_argument("--formats", default="", help="default: dense and the config's")
+    parser.add_argument("--impl", default="", help="of factored layers in torch; default: all but ref")
+    parser.add_argument("--phases", default="all", help="forward, prefill, decode, train_step; default: all")
+    parser.add_argument("--batch", default="1", help="sequences, commas between; default: 1")
+    parser.add_argument(
+        "--tokens", default="", help="of a sequence, commas between; default: the published 384, at most half a context"
+    )
+    parser.add_argument("--dtype", default="", help="default: bfloat16 on a GPU, float32 on a CPU")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of measuring, for each program; default: 0.5")
+    parser.add_argument("--device", default="", help="default: the first CUDA GPU, else the CPU")
+    parser.add_argument("--out", type=Path, help="the file of records; default: runs/model-<time>/records.jsonl")
+    parser.add_argument("--fresh", action="store_true", help="measure anew what --out holds already")
+    return parser
+
+
+def _fail(sentence: str) -> int:
+    print(f"blrlab.bench.model: {sentence}", file=sys.stderr)
+    return EXIT_INPUT
+
+
+def _run(options: argparse.Namespace, rest: Sequence[str]) -> int:
+    _check_flags(rest)
+    for package in ("torch", "transformers"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(f"the benchmark of a model needs {package}: pip install {package}.")
+    if not options.seconds > 0:
+        raise InputError(f"--seconds is {options.seconds:g}: it is a positive number.")
+    impls = _impls(options)
+    device = _device(options.device)
+    dtype = one_of(options.dtype or ("bfloat16" if device.startswith("cuda") else "float32"), DTYPES, "dtype")
+    net = _net(options, rest)
+    groups = _groups(options, net, dtype, impls)
+    from blrlab.bench import card, runner
+    from blrlab.bench.results import Results
+
+    out = options.out or Path("runs") / time.strftime("model-%Y%m%d-%H%M%S") / "records.jsonl"
+    out = out / "records.jsonl" if out.is_dir() or not out.suffix else out
+    settings = runner.settings(impls, options.seconds, card.here(dtype, device))
+    return measure(net, groups, settings, Results(out, options.fresh))
+
+
+def measure(net: Any, groups: Sequence[Any], settings: Any, results: Any) -> int:
+    """Measure what the results lack, add and print every row; return the exit status, 1 where a gate failed."""
+    from blrlab import environment
+    from blrlab.bench import model_rows
+    from blrlab.bench.end_to_end import bench_model
+
+    def is_there(group: Any) -> bool:
+        rows = [model_rows.identity(net, group, *each) for each in model_rows.planned(net, group.phase, settings.impls)]
+        return all(results.has(row, settings.machine) for row in rows)
+
+    todo = [group for group in groups if not is_there(group)]
+    if len(todo) < len(groups):
+        at = ", ".join(results.commits())
+        print(f"{len(groups) - len(todo)} of {len(groups)} phases are in {results.path} (commit {at}); --fresh: anew")
+    if todo:
+        here = environment.describe(settings.card.measured.name, "gpu" if settings.card.is_gpu else "cpu")
+        results.start({"kind": "env", **here, "peaks": settings.card.peaks()})
+    failed = 0
+    for rows in bench_model(net, todo, settings):
+        results.add(rows)
+        failed += sum(row["passed"] is False for row in rows)
+        for row in rows:
+            print(model_rows.line(row), flush=True)
+    print(f"wrote {results.path}")
+    return EXIT_FAILED if failed else 0
+
+
+def _check_flags(rest: Iterable[str]) -> None:
+    known = [flag for action in _parser()._actions for flag in action.option_strings]
+    for word in rest:
+        flag = word.partition("=")[0]
+        if flag.startswith("--config.") and "=" in word:
+            continue
+        if flag.startswith("--config."):
+            raise InputError(f"{flag} needs a value: {flag}=VALUE.")
+        raise InputError(f'unknown flag "{word}"; see --help.{did_you_mean(flag, known)}')
+
+
+def _impls(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return the implementations of `model_rows.planned`, of the backends named."""
+    from blrlab_ops import dispatch
+
+    from blrlab.bench.model_rows import DENSE_IMPL, XLA
+
+    backends = [one_of(word, BACKENDS, "backend") for word in _words(options.backends)]
+    if not backends:
+        raise InputError(f"no backend is named: give some of {', '.join(BACKENDS)}.")
+    own = tuple(dict.fromkeys(impl for op in dispatch.IMPLS for impl in dispatch.impls(op)))
+    named = [one_of(word, own, "impl") for word in _words(options.impl)] or [impl for impl in own if impl != "ref"]
+    return (*((DENSE_IMPL, *named) if "torch" in backends else ()), *((XLA,) if "xla" in backends else ()))
+
+
+def _device(name: str) -> str:
+    import torch
+
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    one_of(kind, ("cuda", "cpu"), "device")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not count:
+        raise InputError("no CUDA GPU that PyTorch finds: leave --device out to measure the CPU.")
+    if index and not (index.isdigit() and int(index) < count):
+        raise InputError(f'no device "{name}": there are {count}, from {kind}:0 on.')
+    return name
+
+
+def _net(options: argparse.Namespace, rest: Sequence[str]) -> Any:
+    """Read the config, and plan every format with its rules."""
+    from blrlab import compress
+    from blrlab.bench import gpt2_torch
+    from blrlab.bench.model_rows import OPS, Net
+    from blrlab.experiments import command
+    from blrlab.models import gpt2, hf
+
+    if not options.config:
+        raise InputError("no config: give --config=configs/gpt2_monarch.py or another config file.")
+    config, _, _, _ = command.load([f"--config={options.config}", *rest])
+    if config.init_from:
+        sizes = hf.gpt2_config(hf.find(config.init_from), config.model.dtype, 0.0)
+    else:
+        sizes = gpt2.Config(**{field.name: config.model[field.name] for field in dataclasses.fields(gpt2.Config)})
+    formats = [one_of(word, OPS, "format") for word in _words(options.formats)] or ["dense", config.factors.format]
+    layers, factors = gpt2_torch.linears(sizes), config.factors.to_dict()
+    plans = {
+        op: {} if op == "dense" else compress.plan(layers, config.rules, {**factors, "format": op}, factors["net"])
+        for op in dict.fromkeys(formats)
+    }
+    return Net(_name(sizes), sizes, plans, _trainer(config), config.seed)
+
+
+def _name(sizes: Any) -> str:
+    """Name a net: gpt2s by its sizes, any other by depth and width."""
+    is_small = all(getattr(sizes, field) == value for field, value in GPT2_SMALL.items())
+    return "gpt2s" if is_small else f"gpt2_{sizes.layers}x{sizes.width}"
+
+
+def _trainer(config: Any) -> Any:
+    """Return what starts training a model with the config's optimiser."""
+    import jax
+
+    from blrlab import train
+
+    given = config.train
+    schedule = train.make_schedule(given.learning_rate, given.steps, given.warmup, given.final_fraction)
+    optimizer = train.make_optimizer(schedule, given.weight_decay, given.clip_norm)
+
+    def start(model: Any, params: Any) -> tuple[Any, Any]:
+        # a key of its own: the step donates the state that holds it
+        state = train.init_state(params, optimizer, jax.random.key(config.seed))
+        return state, train.make_step(model, optimizer)
+
+    return start
+
+
+def _groups(options: argparse.Namespace, net: Any, dtype: str, impls: Sequence[str]) -> list[Any]:
+    from blrlab_ops import shapes
+
+    from blrlab.bench.model_rows import PHASES, Group, planned
+
+    able = [phase for phase in PHASES if planned(net, phase, impls)]
+    words = _words(options.phases)
+    phases = able if words == ["all"] else [one_of(word, PHASES, "phase") for word in words]
+    for phase in phases:
+        if phase not in able:
+            raise InputError(f"nothing named runs {phase}: train_step is xla's, prefill and decode are torch's.")
+    published = shapes.layers("gpt2s")[0].tokens
+    default = str(max(1, min(published, net.sizes.context // 2)))
+    tokens = [_whole(word, "--tokens") for word in _words(options.tokens or default)]
+    batches = [_whole(word, "--batch") for word in _words(options.batch)]
+    found = [Group(phase, batch, count, dtype) for batch in batches for count in tokens for phase in phases]
+    if not found:
+        raise InputError("nothing to measure: name at least one of --phases, --tokens and --batch.")
+    return list(dict.fromkeys(found))
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _whole(word: str, flag: str) -> int:
+    if not word.isdigit() or not int(word):
+        raise InputError(f'{flag} takes whole numbers from 1 on, with commas between, not "{word}".')
+    return int(word)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""What a benchmark of a whole model compares, and the rows that say so.
+
+`bound_us` is a lower bound: the sum over all linear layers, the untouched ones and the output layer too, of what each
+needs at least for its operations or for reading its weights (and writing the logits). Activations count no bytes,
+since they may stay in cache, and everything between the linear layers counts nothing. The backward pass of an
+optimiser step has two products for each of the forward one.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from blrlab_ops import cost, dispatch
+from blrlab_ops.devices import Device
+from blrlab_ops.testing import Case
+
+from blrlab.bench import gpt2_torch
+from blrlab.bench.suite import ERRORS, Row, Settings
+
+if TYPE_CHECKING:
+    from blrlab.bench.gpt2_xla import Trainer
+    from blrlab.factors import Spec
+    from blrlab.models.gpt2 import Config
+
+OPS = ("dense", "low_rank", "monarch", "blast")
+PHASES = ("forward", "prefill", "decode", "train_step")
+DENSE_IMPL, XLA = "torch_eager", "xla"
+TIMES = ("p20", "p50", "p80", "samples", "method", "launch_us")
+Specs = Mapping[str, "Spec"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Net:
+    """A model in several formats.
+
+    Attributes:
+      name: for the rows.
+      sizes: of the model.
+      plans: {format: {path of a linear layer: its spec}}; the plan of dense is empty.
+      trainer: (model, parameters) -> (state, step), as of `blrlab.train`; None: no training steps.
+      seed: of weights and tokens.
+    """
+
+    name: str
+    sizes: "Config"
+    plans: Mapping[str, Specs]
+    trainer: "Trainer | None" = None
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """What is compared with each other: one phase at one batch and number of tokens, in one dtype."""
+
+    phase: str
+    batch: int
+    tokens: int
+    dtype: str
+
+    @property
+    def length(self) -> int:
+        """The tokens of a sequence that the phase sees: those of the cache and the new one, or a window's target."""
+        return self.tokens + (self.phase in ("decode", "train_step"))
+
+    @property
+    def rows(self) -> int:
+        """The rows n of the linear layers' input."""
+        return self.batch * (1 if self.phase == "decode" else self.tokens)
+
+
+def planned(net: Net, phase: str, impls: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the (format, implementation) of every row of a phase; there is no training in PyTorch, no cache in JAX."""
+    found = []
+    for op in net.plans:
+        own = () if phase == "train_step" else (DENSE_IMPL,) if op == "dense" else dispatch.impls(op)
+        compiled = () if phase in ("prefill", "decode") else (XLA,)
+        found += [(op, impl) for impl in impls if impl in (*own, *compiled)]
+    return found
+
+
+def identity(net: Net, group: Group, op: str, impl: str) -> Row:
+    """Return the fields that tell a row from others; blocks and rank where all factored layers have the same."""
+    specs = [spec for spec in net.plans[op].values() if spec.format != "dense"]
+    blocks, ranks = {spec.blocks for spec in specs}, {(spec.total_rank, spec.format, spec.rank) for spec in specs}
+    total, format, rank = next(iter(ranks)) if len(ranks) == 1 else (None, None, None)
+    return {
+        "op": op,
+        "impl": impl,
+        "net": net.name,
+        "layer": "*",
+        "phase": group.phase,
+        "in_features": None,
+        "out_features": None,
+        "blocks": list(next(iter(blocks))) if len(blocks) == 1 else None,
+        "rank": total,
+        "block_rank": rank if format == "monarch" else None,
+        "batch": group.batch,
+        "tokens": group.tokens,
+        "dtype": group.dtype,
+    }
+
+
+def start(net: Net, group: Group, op: str, impl: str, settings: Settings) -> Row:
+    """Make a row without its results."""
+    card = settings.card
+    return {
+        "kind": "bench",
+        **identity(net, group, op, impl),
+        "unit": "us",
+        **dict.fromkeys(TIMES),
+        "tokens_per_s": None,
+        "bound_us": bound_us(net, group, op, card.measured),
+        "sheet_bound_us": bound_us(net, group, op, card.sheet) if card.sheet else None,
+        **dict.fromkeys(("weight_bytes", "peak_bytes", "sm_mhz", "temperature_c", *ERRORS, "passed")),
+        **settings.machine,
+    }
+
+
+def bound_us(net: Net, group: Group, op: str, device: Device) -> float:
+    """Return the least time of all linear layers on a device, in us, as this module's text says."""
+    sizes, total = net.sizes, 0.0
+    for path, (i, o) in gpt2_torch.linears(sizes).items():
+        spec = net.plans[op].get(path)
+        form = ("dense", (1, 1), 0) if spec is None else (spec.format, spec.blocks, spec.rank)
+        total += _layer_us(Case(form[0], group.rows, i, o, *form[1:]), 0, group.dtype, device)
+    scored = group.batch if group.phase in ("prefill", "decode") else group.rows
+    output = Case("dense", scored, sizes.width, sizes.vocab_size, (1, 1), 0)
+    total += _layer_us(output, scored * sizes.vocab_size, group.dtype, device)
+    return 3 * total if group.phase == "train_step" else total
+
+
+def _layer_us(case: Case, written: int, dtype: str, device: Device) -> float:
+    """Return the least time of a layer that reads its weights and writes so many elements."""
+    format, n, i, o, blocks, rank = case
+    itemsize = getattr(torch, dtype).itemsize
+    found = cost.cost(format, n, i, o, blocks, rank, itemsize=itemsize)
+    moved = itemsize * (cost.params(format, i, o, blocks, rank) + written)
+    return cost.bound_us(found._replace(bytes_compulsory=moved), device, dtype).us
+
+
+def line(row: Row) -> str:
+    """Write a row for the terminal."""
+    shape = f"{row['batch']} x {row['tokens']}"
+    name = f"{row['net']:<10} {row['phase']:<10} {shape:<9} {row['op']:<8} {row['impl']:<17}"
+    if row["p50"] is None:
+        return f"{name} {row.get('reason')}"
+    speed = f"{row['tokens_per_s']:,.0f} tokens/s"
+    return f"{name} {row['p50']:11,.1f} us  (bound {row['bound_us']:,.1f})  {speed:<20} error {row['error']:.1e}"

@@ -1,0 +1,332 @@
+"""Benchmark groups of layers over backends: verify, then time what passed, then write a row for each."""
+
+import dataclasses
+import functools
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from blrlab_ops import cost
+from torch import Tensor
+
+from blrlab.bench import backends, interpreted, problem, timing
+from blrlab.bench.backends import Backend
+from blrlab.bench.card import Card, clock_and_temperature
+from blrlab.bench.gate import Errors, Judge
+from blrlab.bench.problem import Group, Problem, map_leaves
+from blrlab.bench.timing import Contender
+
+Row = dict[str, Any]
+ERRORS = ("error", "error_max", "error_budget", "error_max_budget")
+TIMES = ("p20", "p50", "p80", "samples", "method", "warm_us", "launch_us", "copies")
+XLA_CALLS = 100  # in one profile, or one on every copy of the weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to benchmark.
+
+    Attributes:
+      impls: the backends, in the order of the table.
+      seconds: of measuring for each contender.
+      card: the device at hand and its ceilings.
+      machine: the fields every row carries: device, versions, driver, commit, time.
+      clone: of the source paper's repository, or None.
+    """
+
+    impls: Sequence[str]
+    seconds: float
+    card: Card
+    machine: Row
+    clone: Path | None = None
+
+
+@dataclasses.dataclass
+class _Entry:
+    """A row on its way, with what it takes to time it once it is verified."""
+
+    row: Row
+    problem: Problem
+    backend: Backend
+    verified: bool = False
+
+
+def bench_layers(groups: Sequence[Group], settings: Settings) -> Iterator[list[Row]]:
+    """Benchmark groups; yield the rows of one after another.
+
+    Without a GPU the Triton kernels are verified in their interpreter, all groups in one child process.
+    """
+    found = _interpreted(groups, settings)
+    for number, group in enumerate(groups):
+        entries = [_verified(each, settings) for each in _entries(group, settings)]
+        _time([entry for entry in entries if entry.verified], settings)
+        rows = [entry.row for entry in entries]
+        for row in rows:
+            verdict = found.get((number, row["op"], row["impl"]))
+            if verdict is not None and row["passed"] is None:
+                _interpret(row, verdict)
+        del entries
+        _forget(settings)
+        yield rows
+
+
+def planned(group: Group, settings: Settings) -> list[tuple[str, str]]:
+    """Return the (op, impl) of every row that a group gives."""
+    found = [(name, backends.backend(name, settings.clone).ops) for name in settings.impls]
+    return [(case.format, name) for case in group.cases for name, ops in found if case.format in ops]
+
+
+def _entries(group: Group, settings: Settings) -> list[_Entry]:
+    entries = []
+    made = {each.op: each for each in group.problems(settings.card.device)}
+    for op, impl in planned(group, settings):
+        each = made[op]
+        entries.append(_Entry(_row(each, impl, settings), each, backends.backend(impl, settings.clone)))
+    return entries
+
+
+def _verified(entry: _Entry, settings: Settings) -> _Entry:
+    """Judge a backend's output, and note what its first call took in time and memory."""
+    row, each = entry.row, entry.problem
+    reason = backends.why_not(entry.backend.name, each)
+    if reason:
+        row["reason"] = reason
+        return entry
+    try:
+        started = time.perf_counter()
+        call = entry.backend.make(each, each.kernel)
+        with torch.no_grad():
+            raw = call()
+        _wait(settings)
+        row["tuning_s"] = time.perf_counter() - started
+        judge, output = _judge(each), entry.backend.to_rows(each, raw)
+        truth = entry.backend.truth(each.kernel) if entry.backend.truth else None
+        verdict = judge.judge(output, _yardstick(each) if entry.backend.own else None, truth)
+        del raw, output
+        row["peak_bytes"] = _peak_bytes(call, settings) if entry.backend.name != "xla" else None
+    except Exception as error:  # whatever a third-party backend raises belongs into its row
+        row |= {"passed": False, "reason": first_line(error)}
+        return entry
+    row |= dict(zip(ERRORS, map(_finite, verdict), strict=True))
+    row["passed"] = entry.verified = verdict.passed
+    if not verdict.passed:
+        row["reason"] = "its error is over its budget, so it has no speed"
+    if entry.backend.name == "int8_weight_only":
+        assert isinstance(each.kernel, Tensor)
+        row["quantisation_error"] = backends.quantisation_error(each.kernel)
+    return entry
+
+
+@functools.lru_cache(maxsize=1)
+def _judge(each: Problem) -> Judge:
+    return Judge(each)
+
+
+@functools.lru_cache(maxsize=1)
+def _yardstick(each: Problem) -> Errors:
+    """Return the errors of PyTorch's batched products, from which the budgets of own kernels are drawn."""
+    with torch.no_grad():
+        return _judge(each).errors(backends.backend("torch_bmm").make(each, each.kernel)())
+
+
+def _time(entries: Sequence[_Entry], settings: Settings) -> None:
+    """Time verified contenders in turn and fill their rows in."""
+    with torch.no_grad():
+        ready = []
+        for entry in entries:
+            try:
+                contender, calls = _contender(entry, settings)
+                ready.append((entry, _begun(contender), calls))
+            except Exception as error:
+                entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
+        contenders = [
+            dataclasses.replace(each, name=str(place), sample=_guarded(entry, each))
+            for place, (entry, each, _) in enumerate(ready)
+        ]
+        for place, times in timing.time_contenders(contenders, settings.seconds).items():
+            entry, contender, calls = ready[int(place)]
+            if "reason" in entry.row:
+                continue
+            entry.row |= {**times._asdict(), "method": contender.method}
+            if times.p50 < entry.row["bound_us"]:
+                entry.row["note"] = "faster than its bound: the bound or the clock is wrong"
+            try:
+                _extra_columns(entry, calls, settings)
+            except Exception as error:
+                said = f"no warm or launch time: {first_line(error)}"
+                entry.row["note"] = "; ".join(filter(None, (entry.row.get("note"), said)))
+        if ready:
+            note = clock_and_temperature(settings.card)
+            for entry, _, _ in ready:
+                entry.row |= note
+
+
+def _guarded(entry: _Entry, contender: Contender) -> Callable[[], Sequence[float]]:
+    """Sample a contender until it fails: then its row has the reason, and the others go on."""
+
+    def sample() -> Sequence[float]:
+        if "reason" in entry.row:
+            return ()
+        try:
+            return contender.sample()
+        except Exception as error:
+            entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
+            return ()
+
+    return sample
+
+
+def _begun(contender: Contender) -> Contender:
+    """Take a first sample, which fails here if it fails; it counts where samples are dear."""
+    first = [contender.sample()] if contender.every > 1 else []
+    if not first:
+        contender.sample()
+    return dataclasses.replace(contender, sample=lambda: first.pop() if first else contender.sample())
+
+
+def _contender(entry: _Entry, settings: Settings) -> tuple[Contender, list[timing.Call]]:
+    """Set up what is timed: a contender and its calls, each on weights of its own."""
+    each, backend = entry.problem, entry.backend
+    copies = 1
+    if settings.card.is_gpu:
+        copies = timing.copies_to_be_cold(entry.row["weight_bytes"], settings.card.measured.l2_bytes)
+    entry.row["copies"] = copies
+    calls = [backend.make(each, map_leaves(torch.clone, each.kernel)) for _ in range(copies)]
+    if not settings.card.is_gpu:
+        wait = _waiting(calls[0]) if backend.name == "xla" else calls[0]
+        return Contender(backend.name, timing.on_host(wait), "host clock, warm weights"), calls
+    if backend.name == "xla":
+        from blrlab.bench import xla
+
+        rotation = list(itertools.islice(itertools.cycle(calls), max(copies, XLA_CALLS)))
+        method = xla.METHOD.format(copies=copies)
+        return Contender(backend.name, lambda: xla.profile(rotation), method, every=6), calls
+    method = f"CUDA graph of calls on {copies} weight copies; CUDA events"
+    return Contender(backend.name, timing.in_graphs(calls), method), calls
+
+
+def _waiting(call: timing.Call) -> timing.Call:
+    return lambda: call().block_until_ready()
+
+
+def _extra_columns(entry: _Entry, calls: list[timing.Call], settings: Settings) -> None:
+    """Note the warm-cache time and the time of a call from Python, on a GPU."""
+    if not settings.card.is_gpu:
+        return
+    if entry.backend.name == "xla":
+        from blrlab.bench import xla
+
+        entry.row["warm_us"] = timing.summary(xla.profile([calls[0]] * 20)).p50
+        entry.row["launch_us"] = timing.launch_us(calls[:1], lambda: calls[0]().block_until_ready(), entry.row["p50"])
+        return
+    entry.row["warm_us"] = timing.warm_us(calls[0], entry.row["p50"])
+    entry.row["launch_us"] = timing.launch_us(calls, torch.cuda.synchronize, entry.row["p50"])
+
+
+def _peak_bytes(call: timing.Call, settings: Settings) -> int | None:
+    """Return the most memory a call holds beyond its weights and its input: output and intermediates, in bytes."""
+    if not settings.card.is_gpu:
+        return None
+    torch.cuda.reset_peak_memory_stats(settings.card.device)
+    before = torch.cuda.memory_allocated(settings.card.device)
+    with torch.no_grad():
+        call()
+    return torch.cuda.max_memory_allocated(settings.card.device) - before
+
+
+def _wait(settings: Settings) -> None:
+    if settings.card.is_gpu:
+        torch.cuda.synchronize(settings.card.device)
+
+
+def _forget(settings: Settings) -> None:
+    """Free what a group held."""
+    _judge.cache_clear()
+    _yardstick.cache_clear()
+    backends.forget_compiled()
+    if "xla" in settings.impls and backends.has_jax():
+        from blrlab.bench import xla
+
+        xla.forget()
+    if settings.card.is_gpu:
+        torch.cuda.empty_cache()
+
+
+def _interpreted(groups: Sequence[Group], settings: Settings) -> Mapping[tuple[int, str, str], interpreted.Verdict]:
+    """Verify the Triton kernels in their interpreter where there is no GPU: {(group, op, impl): what was found}."""
+    if settings.card.is_gpu:
+        return {}
+    wanted = [
+        (number, case, impl)
+        for number, group in enumerate(groups)
+        for case in group.cases
+        for impl in settings.impls
+        if (case.format, impl) in planned(group, settings) and impl.startswith("triton_")
+    ]
+    verdicts = interpreted.verify([(case, impl) for _, case, impl in wanted])
+    return {(number, case.format, impl): found for (number, case, impl), found in zip(wanted, verdicts, strict=True)}
+
+
+def _interpret(row: Row, found: interpreted.Verdict) -> None:
+    """Fill in what the interpreter found, in the row that could not be timed."""
+    if isinstance(found, str):
+        row["reason"] = f"no GPU; {found}"
+        return
+    row |= {name: _finite(found[name]) for name in ERRORS}
+    row["passed"] = found["passed"]
+    row["reason"] = "no GPU: verified in the interpreter (float32, random factors), not timed"
+
+
+def _row(each: Problem, impl: str, settings: Settings) -> Row:
+    case, itemsize, card = each.case, each.x.element_size(), settings.card
+    found = cost.cost(
+        case.format, case.tokens, case.in_features, case.out_features, case.blocks, case.rank, itemsize=itemsize
+    )
+    weight_bytes = each.weight_bytes
+    if impl == "int8_weight_only":
+        # one byte an element, and a scale a column
+        weight_bytes = case.in_features * case.out_features + case.out_features * itemsize
+        saved = each.weight_bytes - weight_bytes
+        found = found._replace(bytes_compulsory=found.bytes_compulsory - saved)
+    bound = cost.bound_us(found, card.measured, each.dtype)
+    return {
+        "kind": "bench",
+        "impl": impl,
+        **problem.fields(each.net, each.layer, case, each.dtype),
+        "unit": "us",
+        **dict.fromkeys(TIMES),
+        "bound_us": bound.us,
+        "bound_term": bound.term,
+        "sheet_bound_us": cost.bound_us(found, card.sheet, each.dtype).us if card.sheet else None,
+        "flops": found.tensor_flops + found.cuda_flops,
+        "tensor_flops": found.tensor_flops,
+        "cuda_flops": found.cuda_flops,
+        "bytes": found.bytes_compulsory,
+        "weight_bytes": weight_bytes,
+        **dict.fromkeys(("peak_bytes", "tuning_s", "sm_mhz", "temperature_c", *ERRORS, "passed")),
+        **settings.machine,
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's type and the first line of its text."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
+
+
+def line(row: Row) -> str:
+    """Write a row for the terminal."""
+    name = f"{row['net']:<8} {row['layer']:<7} n={row['tokens']:<5} {row['op']:<8} {row['impl']:<17}"
+    if row["p50"] is None:
+        return f"{name} {row.get('reason')}"
+    return (
+        f"{name} {row['p50']:9.1f} us  (bound {row['bound_us']:.1f})  error {row['error']:.1e}  {row.get('note', '')}"
+    )

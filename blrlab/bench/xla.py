@@ -1,0 +1,102 @@
+"""The XLA backend: the layer as JAX einsums under `jax.jit`, timed on the device by JAX's profiler.
+
+JAX cannot be captured in a CUDA graph from outside, and calls from Python cost more than small layers take, so on a
+GPU a call's time is that of its kernels, as the profiler saw them run. Gaps between the kernels of one call are not
+counted, in XLA's favour. A program of several calls in one `jit` would not do: XLA removes those whose results
+nothing reads, also behind an optimisation barrier, and then times nothing.
+"""
+
+import functools
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import torch
+from torch import Tensor
+
+from blrlab import factors
+from blrlab.bench.problem import Kernel, Problem
+
+METHOD = "{copies} weight copies; JAX's profiler, the kernels' time on the device"
+
+
+def call(problem: Problem, kernel: Kernel) -> Callable[[], jax.Array]:
+    """Return a call of the jitted layer on JAX's own copies of kernel and input."""
+    held = {name: to_jax(leaf) for name, leaf in kernel.items()} if isinstance(kernel, dict) else to_jax(kernel)
+    x, run = _input(problem), _layer(problem)
+    return lambda: run(held, x)
+
+
+@functools.lru_cache(maxsize=2)
+def _layer(problem: Problem) -> Callable[..., jax.Array]:
+    # float32 means IEEE on a GPU too, not tf32
+    return jax.jit(jax.default_matmul_precision("highest")(factors.apply))
+
+
+@functools.lru_cache(maxsize=2)
+def _input(problem: Problem) -> jax.Array:
+    return to_jax(problem.x)
+
+
+def to_jax(tensor: Tensor) -> jax.Array:
+    """Copy a torch tensor to JAX's default device."""
+    contiguous = tensor.detach().contiguous()
+    if contiguous.device.type == "cuda":
+        torch.cuda.current_stream().synchronize()  # JAX reads on a stream of its own
+    return jax.numpy.array(jax.dlpack.from_dlpack(contiguous), copy=True)
+
+
+def to_torch(y: jax.Array) -> Tensor:
+    """Hand an output over to torch."""
+    return torch.from_dlpack(y.block_until_ready())
+
+
+def why_not(device: str) -> str | None:
+    """Say in one sentence why XLA cannot run on torch's device; None where it can."""
+    backend = jax.default_backend()
+    if device == "cuda" and backend != "gpu":
+        return f"JAX has no GPU here, it runs on the {backend}: install jax[cuda12] or jax[cuda13]"
+    if device == "cpu" and backend != "cpu":
+        return f"JAX runs on the {backend} and torch on the CPU: set JAX_PLATFORMS=cpu"
+    return None
+
+
+def profile(calls: Sequence[Callable[[], Any]]) -> list[float]:
+    """Run calls under the profiler; return the us that each one's kernels took on the device.
+
+    Raises:
+      RuntimeError: the profiler saw no kernels, or a number of them that the calls do not divide.
+    """
+    jax.block_until_ready(calls[0]())
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            last = None
+            for run in calls:
+                last = run()  # the former result is freed; calls run in order
+            jax.block_until_ready(last)
+        kernels = _kernels(Path(folder))
+    if not kernels or len(kernels) % len(calls):
+        raise RuntimeError(f"JAX's profiler saw {len(kernels)} kernels in {len(calls)} calls")
+    each = len(kernels) // len(calls)
+    return [sum(kernels[start : start + each]) for start in range(0, len(kernels), each)]
+
+
+def _kernels(folder: Path) -> list[float]:
+    """Return the us of every event on the GPU's streams, in the order they ran."""
+    found: list[tuple[float, float]] = []
+    for file in folder.rglob("*.xplane.pb"):
+        for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+            if not plane.name.startswith("/device:GPU"):
+                continue
+            for line in plane.lines:
+                if line.name.startswith("Stream"):
+                    found += [(event.start_ns, event.duration_ns / 1e3) for event in line.events]
+    return [duration for _, duration in sorted(found)]
+
+
+def forget() -> None:
+    """Free what the calls of a problem hold."""
+    _layer.cache_clear()
+    _input.cache_clear()
