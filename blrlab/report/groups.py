@@ -13,9 +13,11 @@ import math
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeVar
 
 Record = dict[str, Any]
+
+T = TypeVar("T")
 
 UNKNOWN = "unknown"
 
@@ -69,11 +71,11 @@ def mapping(value: Any) -> Record:
     return value if isinstance(value, dict) else {}
 
 
-def latest(records: Iterable[Record], key: Callable[[Record], Hashable]) -> list[Record]:
-    """Keep the last record of every key, in the order in which the keys first appeared."""
-    kept: dict[Hashable, Record] = {}
-    for record in records:
-        kept[key(record)] = record
+def latest(items: Iterable[T], key: Callable[[T], Hashable]) -> list[T]:
+    """Keep the last item of every key, in the order in which the keys first appeared."""
+    kept: dict[Hashable, T] = {}
+    for item in items:
+        kept[key(item)] = item
     return list(kept.values())
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from blrlab.report import words
 from blrlab.report.groups import Record, Run, finite
-from blrlab.report.summary.latency import OPS, best_ratios, by_layer
+from blrlab.report.summary.bounds import by_shape
+from blrlab.report.summary.latency import OPS, Timing, best_timings, by_layer
 from blrlab.report.summary.quality import (
     Variant,
     factors,
@@ -72,21 +73,64 @@ def continued_words(run: Run) -> str:
 
 
 def latency_sentences(device: str, records: list[Record]) -> list[str]:
-    """Say for every factored op on how many layers its best backend beats the fastest dense one."""
+    """Say for every factored op on how many layers, and on how many whole models, its best backend beats dense."""
     layers = by_layer(records)
-    ops = [op for op in OPS[1:] if any(r.get("op") == op for r in records)]
-    return [words.sentence(_speed(op, best_ratios(layers, op), device)) for op in ops]
+    found: list[str] = []
+    for op in OPS[1:]:
+        if any(r.get("op") == op for r in records):
+            best, models = best_timings(layers, op), best_timings(layers, op, whole_models=True)
+            found += [_speed(op, best, device, _layers(best))] if best or not models else []
+            found += (
+                [_speed(op, models, device, "whole models" if len(models) > 1 else "whole model")] if models else []
+            )
+    return [words.sentence(line) for line in found]
 
 
-def _speed(op: str, ratios: list[float], device: str) -> str:
+def _speed(op: str, best: list[Timing], device: str, what: str) -> str:
     name = words.name(words.FORMATS, op)
-    if not ratios:
+    if not best:
         return f"On {device}, {name} has no verified time beside a dense one"
+    ratios = [t.over_fastest_dense or 0.0 for t in best]
     low, high = words.factor(min(ratios)), words.factor(max(ratios))
     reach = low if low == high else f"{low} to {high}"
-    faster = sum(ratio > 1 for ratio in ratios)
-    layers = f"{faster} of {len(ratios)} {'layer' if len(ratios) == 1 else 'layers'}"
-    return f"On {device}, the fastest {name} beat the fastest dense on {layers}: {reach} its speed"
+    wins = [t for t in best if t.wins]
+    sure = f" ({_sureness(wins)})" if wins else ""
+    told = f"{len(wins)} of {len(best)} {what}{sure}: {reach} its speed"
+    return f"On {device}, the fastest {name} beat the fastest dense on {told}"
+
+
+def prediction_sentences(device: str, records: list[Record]) -> list[str]:
+    """Say for every factored op on how many layers its fastest algorithm is predicted to beat dense."""
+    found: list[str] = []
+    for op in OPS[1:]:
+        shapes = by_shape(r for r in records if r.get("op") == op and (finite(r.get("speedup")) or 0.0) > 0)
+        best = [max(finite(r.get("speedup")) or 0.0 for r in rows) for rows in shapes.values()]
+        if best:
+            name, wins = words.name(words.FORMATS, op), sum(ratio > 1 for ratio in best)
+            reach = " to ".join(dict.fromkeys(words.factor(ratio) for ratio in (min(best), max(best))))
+            told = f"{name} is predicted to beat dense on {wins} of {len(best)} pairs of layer and tokens"
+            found.append(words.sentence(f"On {device}, {told}: {reach} its speed"))
+    return found
+
+
+def _layers(best: list[Timing]) -> str:
+    if len(best) == 1:
+        return "layer"
+    layers = {(t.record.get("net"), t.record.get("layer"), words.shape(t.record)) for t in best}
+    return "layers" if len(layers) == len(best) else "pairs of layer and tokens"
+
+
+def _whole(best: list[Timing]) -> str:
+    return "whole models" if len(best) > 1 else "whole model"
+
+
+def _sureness(wins: list[Timing]) -> str:
+    counts = [
+        (sum(t.clear is True for t in wins), "clearly"),
+        (sum(t.clear is False for t in wins), "within the spread"),
+        (sum(t.clear is None for t in wins), "with no spread recorded"),
+    ]
+    return ", ".join(f"{count} {how}" for count, how in counts if count)
 
 
 def _loss_of(split: str) -> str:

@@ -5,21 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from blrlab.report.groups import Record, Run, bench_by_device, labels, sections, split_runs
-from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences
+from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences, prediction_sentences
+from blrlab.report.summary.advice import advices
+from blrlab.report.summary.bounds import predictions
 from blrlab.report.tables.compression import compression_table
 from blrlab.report.tables.latency import latency_table
+from blrlab.report.tables.predictions import advice_table, prediction_table
 from blrlab.report.tables.quality import quality_tables
-from blrlab.report.tables.table import Column, Table
+from blrlab.report.tables.speed import means_table
+from blrlab.report.tables.table import Table
+
+# Past so many, a terminal shows the fastest prediction of every op.
+MOST_PREDICTIONS = 60
 
 
 def print_report(records: Sequence[Record], console: Console | None = None) -> None:
-    """Print the tables of quality, compression and latency, each with its answer in words.
+    """Print the tables of quality, compression, latency and predictions, each with its answer in words.
 
     Runs share a table only where data hash and device agree. What the records lack is said in a short
     sentence.
@@ -31,14 +38,16 @@ def print_report(records: Sequence[Record], console: Console | None = None) -> N
     runs = split_runs(records)
     _print_quality(runs, console)
     _print_latency(runs, console)
+    _print_predictions(runs, console)
 
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table, leaving out the columns that may go until it fits the console's width."""
     _say(console, table.title, "bold")
+    table = fitted(table, console.width)
     if table.rows:
-        console.print(_fitted(table, console))
-    for note in table.notes:
+        console.print(_rich(table))
+    for note in table.told():
         console.print(Text(note), highlight=False)
 
 
@@ -59,10 +68,22 @@ def _print_latency(runs: list[Run], console: Console) -> None:
     timings = bench_by_device(runs)
     for device, rows in timings.items():
         print_table(latency_table(device, rows), console)
+        means = means_table(device, rows)
+        if means:
+            print_table(means, console)
         for line in latency_sentences(device, rows):
             _say(console, line)
     if not timings:
         _say(console, "No layer was timed in these records.")
+
+
+def _print_predictions(runs: list[Run], console: Console) -> None:
+    for device, rows in predictions(runs).items():
+        print_table(prediction_table(device, rows, MOST_PREDICTIONS), console)
+        for line in prediction_sentences(device, rows):
+            _say(console, line)
+    for device, found in advices(runs).items():
+        print_table(advice_table(device, found, one_each=True), console)
 
 
 def _say(console: Console, line: str, style: str = "") -> None:
@@ -70,15 +91,19 @@ def _say(console: Console, line: str, style: str = "") -> None:
     console.print(Text(line, style=style), highlight=False)
 
 
-def _fitted(table: Table, console: Console) -> RichTable:
-    while True:
-        drawn = _rich(table)
-        wide = Measurement.get(console, console.options.update(width=10_000), drawn).maximum
-        loose = [column for column in table.columns if column.drop]
-        if wide <= console.width or not loose:
-            return drawn
-        first: Column = max(loose, key=lambda column: column.drop)
-        table = table.without([first.title])
+def fitted(table: Table, width: int) -> Table:
+    """Leave out the columns that may go, those of the highest `drop` first, until the table fits a width."""
+    loose = sorted((column for column in table.columns if column.drop), key=lambda column: column.drop)
+    while loose and _wide(table) > width:
+        table = table.without([loose.pop().title])
+    return table
+
+
+def _wide(table: Table) -> int:
+    """Return the width of a table whose cells are not wrapped; two spaces part its columns."""
+    lines = [tuple(column.title for column in table.columns), *table.rows]
+    widths = [max(cell_len(part) for cell in cells for part in cell.split("\n")) for cells in zip(*lines, strict=True)]
+    return sum(widths) + 2 * (len(widths) - 1)
 
 
 def _rich(table: Table) -> RichTable:

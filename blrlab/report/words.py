@@ -15,12 +15,61 @@ STAGES = {
     "compressed": "compressed",
     "healed": "healed",
 }
-BACKENDS = {"xla": "XLA", "torch": "PyTorch", "torch_compile": "torch.compile", "triton": "Triton"}
+BACKENDS = {
+    "torch_eager": "PyTorch",
+    "torch": "PyTorch",
+    "torch_linear": "PyTorch linear",
+    "torch_bmm": "PyTorch bmm",
+    "torch_compile": "torch.compile",
+    "torch_compile_max_autotune": "torch.compile max",
+    "xla": "XLA",
+    "int8_weight_only": "int8 weights",
+    "triton": "Triton",
+    "triton_two_stage": "Triton two-stage",
+    "ref": "reference",
+}
+# Backends of a family read as the family and what follows.
+FAMILIES = {"triton_": "Triton", "hopper_": "Hopper", "paper_": "paper", "torch_": "PyTorch"}
+TERMS = {"tensor": "tensor cores", "cuda": "CUDA cores", "dram": "DRAM", "l2": "L2", "launch": "launches"}
+PHASES = {"train_step": "train step"}
 
 
 def name(table: dict[str, str], key: Any) -> str:
     """Return the reader's name of a format, stage or backend, or the word itself where there is none."""
     return table.get(key, text(key, MISSING)) if isinstance(key, str) else text(key, MISSING)
+
+
+def backend(impl: Any) -> str:
+    """Return the reader's name of a backend.
+
+    >>> backend("xla"), backend("triton_one_launch"), backend("paper_monarch_right_left")
+    ('XLA', 'Triton one launch', 'paper right left')
+    """
+    known = name(BACKENDS, impl)
+    start = next((start for start in FAMILIES if known.startswith(start)), None)
+    if start is None:
+        return known
+    rest = known[len(start) :]
+    # The format stands beside the backend wherever one is shown.
+    rest = next((rest[len(form) + 1 :] for form in FORMATS if rest.startswith(form + "_")), rest)
+    return f"{FAMILIES[start]} {rest.replace('_', ' ')}"
+
+
+def contender(record: dict[str, Any]) -> str:
+    """Return op and backend: Monarch Triton two-stage."""
+    return f"{name(FORMATS, record.get('op'))} {backend(record.get('impl'))}"
+
+
+def tokens(value: Any) -> str:
+    """Write a number of tokens: 1 token, 4,096 tokens."""
+    number = finite(value)
+    return MISSING if number is None else f"{number:,.0f} {'token' if number == 1 else 'tokens'}"
+
+
+def listed(names: list[str], most: int = 12) -> str:
+    """Write names with commas, and how many more there are past `most`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def sentence(words: str) -> str:

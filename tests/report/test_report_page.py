@@ -25,6 +25,8 @@ class Outline(HTMLParser):
         self.links: list[str] = []
         self.words: list[str] = []
         self.labels: list[str] = []
+        self.headings: dict[int, list[str]] = {1: [], 2: [], 3: []}
+        self.order: list[int] = []
         self.feed(text)
         self.close()
         assert self.open == []
@@ -46,6 +48,9 @@ class Outline(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self.open and re.fullmatch("h[123]", self.open[-1]):
+            self.headings[int(self.open[-1][1])].append(data)
+            self.order.append(int(self.open[-1][1]))
         self.words += [data.strip()] if data.strip() and self.open[-1] != "style" else []
 
     @property
@@ -68,9 +73,34 @@ def test_page_is_well_formed_and_opens_with_the_answer(whole):
 
 def test_page_holds_every_figure_twice_and_every_table(whole):
     outline = Outline(whole)
-    assert outline.tags.count("svg") == 10
-    assert {label.split(" ")[0] for label in outline.labels} == {"Loss", "Error", "Latency", "Roofline"}
-    assert outline.tags.count("table") == 4
+    kinds = r"Loss over|Error of|Loss against|Speed over|(Speed of .*|Latency .*){4}|Roofline"
+    figures = re.findall(r"<figure>.*?<h3>(.*?)</h3>", whole, re.DOTALL)
+    assert re.fullmatch(f"(({kinds}).*)+", "".join(figures))
+    assert len(figures) == 9
+    assert outline.tags.count("svg") == 2 * outline.tags.count("figure") == 2 * len(figures)
+    # Data under each figure; quality, compression, means, latency and provenance of their own.
+    assert outline.tags.count("table") == len(figures) + 5
+
+
+def test_headings_come_in_order_and_links_lead_on(whole):
+    outline = Outline(whole)
+    assert [len(outline.headings[level]) for level in (1, 2)] == [1, 3]
+    steps = zip(outline.order, outline.order[1:], strict=False)
+    assert all(after <= before + 1 for before, after in steps)
+    assert "#content" in outline.links
+    assert {f"#{name}" for name in ("figures", "tables", "provenance", "figure-1", "table-1")} <= set(outline.links)
+
+
+def test_every_drawing_is_a_named_image_and_every_table_can_be_scrolled_by_keyboard(whole):
+    drawings = re.findall(r"<svg[^>]*>", whole)
+    assert all('role="img"' in tag and "aria-label=" in tag and "aria-describedby=" in tag for tag in drawings)
+    assert whole.count('role="region" tabindex="0" aria-label=') == whole.count("<table")
+    assert whole.count("<details>") == whole.count("<summary>") > 9
+
+
+def test_marks_say_what_they_are(whole):
+    assert re.search(r"<title>own c_fc 256 x 1024, dense PyTorch, 256 tokens: p50 [\d,]+ us \(p20-p80 ", whole)
+    assert "% of the roof</title>" in whole
 
 
 def test_page_needs_nothing_from_elsewhere(whole):
@@ -86,6 +116,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(whole):
     outline = Outline(whole)
     assert len(outline.ids) == len(set(outline.ids))
     wanted = {link[1:] for link in outline.links} | set(re.findall(r"url\(#([^)]+)\)", whole))
+    wanted |= set(re.findall(r'aria-describedby="([^"]+)"', whole))
     assert wanted
     assert wanted <= set(outline.ids)
 
@@ -93,7 +124,7 @@ def test_ids_are_unique_and_every_reference_has_its_target(whole):
 def test_colours_follow_light_and_dark(whole):
     figures = "".join(re.findall(r"<svg.*?</svg>", whole, re.DOTALL))
     assert "prefers-color-scheme: dark" in whole
-    assert "var(--ink)" in figures
+    assert 'class="s-ink"' in figures
     assert re.findall(r"#[0-9a-fA-F]{6}\b", figures) == []
 
 
@@ -151,7 +182,8 @@ def test_two_data_sets_are_two_tables_and_named_figures(build):
     ]
     first = [r for r in build.full_run() if r["kind"] != "bench"]
     text = Outline(page([*first, *other])).text
-    assert text.count("Quality on valid") == 2
+    # Once in the contents, once above the table.
+    assert text.count("Quality on valid") == 4
     assert "Loss over steps: gpt2_monarch" in text
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from blrlab.report.groups import bench_by_device, labels, sections, split_runs
+from blrlab.report.plots.axes import spread
 from blrlab.report.plots.loss import curves, smoothed, thinned
-from blrlab.report.plots.style import spread
 from blrlab.report.sentences import headlines, latency_sentences, won_back
 from blrlab.report.summary.compression import layer_kinds
-from blrlab.report.summary.latency import best_ratios, by_layer, verified_time, why_no_time
+from blrlab.report.summary.latency import best_timings, by_layer, verified_time, why_no_time
 from blrlab.report.summary.quality import quality_rows, share_won_back, variants
 
 
@@ -113,9 +113,9 @@ def test_speed_over_the_fastest_dense_and_over_the_same_backend(build):
     assert found["monarch", "triton"] == (0.5, None)
     assert found["dense", "torch"] == (1.0, 1.0)
     assert found["dense", "torch_compile"] == (None, None)
-    assert best_ratios(by_layer(rows), "monarch") == [1.6]
+    assert [t.over_fastest_dense for t in best_timings(by_layer(rows), "monarch")] == [1.6]
     assert latency_sentences("a box", rows) == [
-        "On a box, the fastest Monarch beat the fastest dense on 1 of 1 layer: 1.60x its speed."
+        "On a box, the fastest Monarch beat the fastest dense on 1 of 1 layer (1 clearly): 1.60x its speed."
     ]
 
 
@@ -126,7 +126,7 @@ def test_only_like_is_set_against_like(build, other):
         build.bench_row("monarch", "xla", "own", "c_fc", 50.0),
     ]
     rows[1] |= other
-    assert best_ratios(by_layer(rows), "monarch") == []
+    assert best_timings(by_layer(rows), "monarch") == []
     assert "no verified time beside a dense one" in latency_sentences("a box", rows)[0]
 
 

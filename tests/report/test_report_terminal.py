@@ -31,7 +31,7 @@ def test_no_line_is_wider_than_the_console(records, build, width):
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_rows_are_not_wrapped(records, width):
-    lines = printed(records, width).splitlines()
+    lines = printed(records, width).split("Speed over dense")[0].splitlines()
     rows = [line for line in lines if "torch.compile" in line or "none [" in line]
     assert len(rows) == 18
     assert sum(bool(re.search(r"\d\.\d\d( FAIL)?$", row)) for row in rows) == 18
@@ -68,7 +68,7 @@ def test_reasons_are_numbered_once_and_a_failed_gate_has_no_speed(records, build
     said = in_one_line(records)
     assert said.lower().count(build.interpreted.lower()) == 1
     assert said.count("none [1]") == 6
-    assert "torch.compile none [2]" in said
+    assert "torch.compile 4 x 4 64 none [2]" in said
     assert "2.97 FAIL" in said
     assert "[2] Failed its accuracy gate: error 2.2e-06 over the budget 7.4e-07." in said
     assert "77.7" not in said
@@ -152,3 +152,41 @@ def test_brackets_of_a_record_are_text_and_no_markup(records):
     said = printed(records)
     assert "Latency of layers on [bold]box[/bold]" in said
     assert "[bold]box[/bold] c_fc" in said
+
+
+def test_columns_of_the_new_records_are_shown_where_there_is_room_and_empty_ones_never(build):
+    rows = [build.env(), *(r for r in build.suite(1) if r["kind"] == "bench" and r["layer"] == "c_fc")]
+    wide, narrow, old = printed(rows, 240), printed(rows, 90), printed(build.bench(), 240)
+    assert re.search(r"warm +launched +bound +bound +sheet +x dense +x dense +error / +tuning +peak", wide)
+    assert "clock MHz 1755" in wide
+    assert "launched" not in narrow.split("Speed over")[0]
+    assert all(word not in old for word in ("warm", "tuning", "clock", "sheet"))
+
+
+def test_a_win_within_the_spread_is_marked(build):
+    dense = build.bench_row("dense", "xla", "own", "c_fc", 100.0)
+    near = build.bench_row("monarch", "xla", "own", "c_fc", 95.0)
+    far = build.bench_row("monarch", "torch", "own", "c_fc", 50.0)
+    said = in_one_line([dense, near, far])
+    assert "1.05x~" in said
+    assert "2.00x~" not in said
+    assert "on 1 of 1 layer (1 clearly)" in said
+    assert "(1 within the spread)" in in_one_line([dense, near])
+
+
+def test_predictions_and_advice_are_tables(build):
+    rows = [
+        build.prediction("monarch", "two_stage", "gpt2s", "c_fc", 16, 2),
+        build.advice("blast", "gpt2s", "c_fc", 16),
+    ]
+    said = in_one_line(rows)
+    assert "Predicted times on NVIDIA H100 80GB HBM3, dtype bfloat16" in said
+    assert re.search(r"gpt2s c_fc 768 x 3072 16 Monarch two stage 16 x 16", said)
+    assert "not measurements" in said
+    assert "As BLAST 16 x 16, gpt2s c_fc is predicted to beat dense" in said
+
+
+def test_many_predictions_are_thinned_to_the_fastest(build):
+    said = in_one_line([r for r in build.suite(2) if r["kind"] == "bound"])
+    assert "Of 120 predictions, the fastest algorithm of every op is shown." in said
+    assert "Monarch plain" not in said

@@ -1,1 +1,1 @@
-"""The report's figures, as matplotlib `Figure` objects: no global state, nothing written."""
+"""The report's figures, drawn as SVG: no state, nothing written."""

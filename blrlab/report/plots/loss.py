@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from blrlab.report import words
 from blrlab.report.groups import Run, finite, mapping
-from blrlab.report.plots.style import CARD, MUTED, STAGE_COLOURS, WIDE, name_lines, new_figure, styled
+from blrlab.report.plots.axes import Box, Scale, frame, name_lines, panels, x_axis, y_axis
+from blrlab.report.plots.canvas import Canvas, text_width
+from blrlab.report.plots.style import STAGE_COLOURS, WIDE
 from blrlab.report.summary.quality import losses, quality_rows, splits, variants
 
+Mark = tuple[float, float, str]
 Curve = list[tuple[float, float]]
 
 PHASES = {"dense": "dense", "dense_continued": "dense, trained on", "heal": "healing"}
@@ -52,100 +52,27 @@ def thinned(curve: Curve, most: int = 800) -> Curve:
     return curve if stride == 1 else [*curve[:-1:stride], curve[-1]]
 
 
-@styled
-def loss_figure(run: Run, width: float = WIDE) -> Figure | None:
-    """Draw a run's loss over steps, and what follows compression once more; None without training records.
-
-    `width` in inches.
-    """
+def loss_figure(run: Run, width: float = WIDE) -> Canvas | None:
+    """Draw a run's loss over steps, and what follows compression once more; None without training records."""
     found = curves(run)
     if not found:
         return None
     later = {phase: curve for phase, curve in found.items() if phase != "dense"}
-    panels = 2 if later and "dense" in found else 1
-    wide = width > 6
-    height = 3.7 if wide or panels == 1 else 6.4
-    figure = new_figure(width, height)
-    grid = figure.subplots(1, panels, squeeze=False) if wide else figure.subplots(panels, 1, squeeze=False)
-    axes: list[Axes] = list(grid.flat)
-    _whole(axes[0], run, found, named=panels == 1)
-    if panels == 2:
-        _after_compression(axes[1], run, found)
-    return figure
+    pair = bool(later) and "dense" in found
+    columns = 2 if pair and width > 600 else 1
+    places = panels(width, 2, columns, 52, 150 if not pair else 64, 150)
+    canvas = Canvas(width, 320)
+    box = Box(places[0][0], 28, places[0][1] if columns == 2 or not pair else width - 10, 270)
+    _whole(canvas, box, run, found, named=not pair)
+    if pair:
+        box = Box(places[-1][0], 28, places[-1][1], 270)
+        if columns == 1:
+            box, canvas.height = Box(box.left, 358, box.right, 600), 650
+        _after_compression(canvas, box, run, found)
+    return canvas
 
 
-def _whole(axes: Axes, run: Run, found: dict[str, Curve], named: bool) -> None:
-    _lines(axes, found)
-    marks = _evaluations(run, found)
-    _markers(axes, marks)
-    axes.set_title("Training loss")
-    _label_axes(axes, run)
-    _unigram(axes, run)
-    # Room under the end of the dense curve, where its name stands.
-    bottom, top = axes.get_ylim()
-    axes.set_ylim(max(0.0, bottom - 0.08 * (top - bottom)), top)
-    for x, y, stage in marks:
-        if stage == "dense":
-            _name_mark(axes, stage, x, y, (-4, -13), "right")
-    if named:
-        name_lines(axes, [(curve[-1][1], PHASES[phase], _colour(phase)) for phase, curve in found.items()])
-
-
-def _after_compression(axes: Axes, run: Run, found: dict[str, Curve]) -> None:
-    later = {phase: curve for phase, curve in found.items() if phase != "dense"}
-    end = found["dense"][-1][0]
-    last = max(curve[-1][0] for curve in later.values())
-    _lines(axes, later)
-    marks = _evaluations(run, found)
-    _markers(axes, marks)
-    heights = [loss for curve in later.values() for _, loss in curve] + [mark[1] for mark in marks]
-    margin = 0.06 * (max(heights) - min(heights) or 1.0)
-    axes.set_xlim(end - 0.04 * (last - end), last + 0.04 * (last - end))
-    axes.set_ylim(min(heights) - margin, max(heights) + margin)
-    axes.set_title("After compression")
-    _label_axes(axes, run)
-    _name_ends(axes, later, marks)
-
-
-def _name_ends(axes: Axes, later: dict[str, Curve], marks: list[tuple[float, float, str]]) -> None:
-    ends = []
-    for phase, curve in later.items():
-        value = next((y for _, y, stage in marks if stage == STAGE_OF_PHASE[phase]), None)
-        height = smoothed(curve, _window(curve))[-1][1] if value is None else value
-        told = "" if value is None else f"\n{words.loss(value)} evaluated"
-        ends.append((height, PHASES[phase] + told, _colour(phase)))
-    name_lines(axes, ends, gap=0.15)
-    for x, y, stage in marks:
-        if stage == "compressed":
-            _name_mark(axes, stage, x, y, (7, 0), "left")
-
-
-def _name_mark(axes: Axes, stage: str, x: float, y: float, offset: tuple[int, int], align: str) -> None:
-    said = f"{words.STAGES[stage]} {words.loss(y)}"
-    where = {"xytext": offset, "textcoords": "offset points", "va": "center", "ha": align}
-    backing = {"facecolor": CARD, "edgecolor": "none", "alpha": 0.8, "pad": 1}
-    axes.annotate(said, (x, y), color=STAGE_COLOURS[stage], fontsize=8.5, bbox=backing, zorder=6, **where)
-
-
-def _window(curve: Curve) -> int:
-    # Enough to quiet the batches' noise, few enough to show where the loss bends.
-    return 2 * (min(len(curve), 80) // 16) + 1 + len(curve) // 80
-
-
-def _colour(phase: str) -> str:
-    return STAGE_COLOURS[phase]
-
-
-def _lines(axes: Axes, found: dict[str, Curve]) -> None:
-    for phase, curve in found.items():
-        window = _window(curve)
-        if window > 1:
-            axes.plot(*zip(*thinned(curve), strict=True), color=_colour(phase), linewidth=0.6, alpha=0.35)
-        mean = thinned(smoothed(curve, window))
-        axes.plot(*zip(*mean, strict=True), color=_colour(phase), solid_capstyle="round")
-
-
-def _evaluations(run: Run, found: dict[str, Curve]) -> list[tuple[float, float, str]]:
+def marks(run: Run, found: dict[str, Curve]) -> list[Mark]:
     """Return (step, evaluation loss, stage) where the stage stands on the step axis."""
     split = (splits(run) or ["valid"])[0]
     rows = quality_rows(run, split)
@@ -156,38 +83,92 @@ def _evaluations(run: Run, found: dict[str, Curve]) -> list[tuple[float, float, 
     return [(steps[stage], loss, stage) for stage, loss in known.items() if loss is not None and stage in steps]
 
 
-def _markers(axes: Axes, marks: list[tuple[float, float, str]]) -> None:
-    for step, loss, stage in marks:
-        colour = STAGE_COLOURS[stage]
-        face = CARD if stage == "compressed" else colour
-        edge = {"markeredgecolor": colour, "markeredgewidth": 1.5}
-        axes.plot(step, loss, "o", color=face, markersize=6, zorder=5, **edge)
-    heights = {stage: (step, loss) for step, loss, stage in marks}
-    if "dense" in heights and "compressed" in heights:
-        (x, low), (_, high) = heights["dense"], heights["compressed"]
-        axes.plot([x, x], [low, high], color=STAGE_COLOURS["compressed"], ls=(0, (1, 1.5)), linewidth=1.2)
-
-
-def _unigram(axes: Axes, run: Run) -> None:
+def unigram(run: Run) -> float | None:
+    """Return the entropy of the text's bytes, where the losses are per byte too."""
     data = mapping(run.env.get("data"))
-    entropy = finite(data.get("unigram_entropy"))
-    # The entropy is per byte, and so says nothing about losses per token.
-    if entropy is None or data.get("unit") != "byte":
-        return
-    axes.axhline(entropy, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.annotate(
-        f"byte frequencies alone: {entropy:.2f}",
-        (0.99, entropy),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        color=MUTED,
-        fontsize=8.5,
-    )
+    return finite(data.get("unigram_entropy")) if data.get("unit") == "byte" else None
 
 
-def _label_axes(axes: Axes, run: Run) -> None:
+def _whole(canvas: Canvas, box: Box, run: Run, found: dict[str, Curve], named: bool) -> None:
+    placed, entropy = marks(run, found), unigram(run)
+    heights = [loss for curve in found.values() for _, loss in curve] + [loss for _, loss, _ in placed]
+    heights += [entropy] if entropy else []
+    low, high = min(heights), max(heights)
+    # Room under the end of the dense curve, where its name stands.
+    y = box.upwards(max(0.0, low - 0.14 * (high - low or 1)), high + 0.05 * (high - low or 1))
+    x = box.across(0, 1.03 * max(curve[-1][0] for curve in found.values()))
+    _axes(canvas, box, x, y, "Training loss", run)
+    if entropy:
+        canvas.line([(box.left, y.at(entropy)), (box.right, y.at(entropy))], "muted", 1, "4 3")
+        said = f"byte frequencies alone: {entropy:.2f}"
+        canvas.text((box.right - 2, y.at(entropy) - 5), said, anchor="end", colour="muted")
+    _lines(canvas, x, y, found)
+    _markers(canvas, x, y, placed)
+    for step, loss, stage in placed:
+        if stage == "dense":
+            at = (x.at(step) - 6, y.at(loss) + 16)
+            canvas.text(at, _said(stage, loss), anchor="end", colour=STAGE_COLOURS[stage])
+    if named:
+        name_lines(canvas, box, [(y.at(c[-1][1]), PHASES[phase], STAGE_COLOURS[phase]) for phase, c in found.items()])
+
+
+def _after_compression(canvas: Canvas, box: Box, run: Run, found: dict[str, Curve]) -> None:
+    later = {phase: curve for phase, curve in found.items() if phase != "dense"}
+    end, last = found["dense"][-1][0], max(curve[-1][0] for curve in later.values())
+    placed = marks(run, found)
+    heights = [loss for curve in later.values() for _, loss in curve] + [loss for _, loss, _ in placed]
+    margin = 0.06 * (max(heights) - min(heights) or 1.0)
+    x = box.across(end - 0.04 * (last - end), last + 0.04 * (last - end))
+    y = box.upwards(min(heights) - margin, max(heights) + margin)
+    _axes(canvas, box, x, y, "After compression", run, outer=box.left < 70)
+    _lines(canvas, x, y, later)
+    _markers(canvas, x, y, placed)
+    ends = []
+    for phase, curve in later.items():
+        value = next((loss for _, loss, stage in placed if stage == STAGE_OF_PHASE[phase]), None)
+        height = smoothed(curve, _window(curve))[-1][1] if value is None else value
+        told = "" if value is None else f"\n{words.loss(value)} evaluated"
+        ends.append((y.at(height), PHASES[phase] + told, STAGE_COLOURS[phase]))
+    name_lines(canvas, box, ends)
+    for step, loss, stage in placed:
+        if stage == "compressed":
+            said, at = _said(stage, loss), (x.at(step) + 9, y.at(loss) + 4)
+            # A curve's noise may run through the words.
+            canvas.rectangle((at[0] - 2, at[1] - 11), (text_width(said) + 4, 14), "card", 0.8)
+            canvas.text(at, said, colour=STAGE_COLOURS[stage])
+
+
+def _said(stage: str, loss: float) -> str:
+    return f"{words.STAGES[stage]} {words.loss(loss)}"
+
+
+def _window(curve: Curve) -> int:
+    # Enough to quiet the batches' noise, few enough to show where the loss bends.
+    return 2 * (min(len(curve), 80) // 16) + 1 + len(curve) // 80
+
+
+def _lines(canvas: Canvas, x: Scale, y: Scale, found: dict[str, Curve]) -> None:
+    for phase, curve in found.items():
+        window = _window(curve)
+        if window > 1:
+            canvas.line([(x.at(s), y.at(v)) for s, v in thinned(curve)], STAGE_COLOURS[phase], 0.7, opacity=0.4)
+        mean = thinned(smoothed(curve, window))
+        canvas.line([(x.at(s), y.at(v)) for s, v in mean], STAGE_COLOURS[phase], 1.9)
+
+
+def _markers(canvas: Canvas, x: Scale, y: Scale, placed: list[Mark]) -> None:
+    heights = {stage: (x.at(step), y.at(loss)) for step, loss, stage in placed}
+    if "dense" in heights and "compressed" in heights:
+        canvas.line([heights["dense"], heights["compressed"]], STAGE_COLOURS["compressed"], 1.3, "1.5 2.5")
+    for step, loss, stage in placed:
+        with canvas.titled(f"{_said(stage, loss)}, evaluated"):
+            at = (x.at(step), y.at(loss))
+            canvas.mark(at, "circle", STAGE_COLOURS[stage], 4.2, hollow=stage == "compressed")
+
+
+def _axes(canvas: Canvas, box: Box, x: Scale, y: Scale, title: str, run: Run, outer: bool = True) -> None:
     unit = mapping(run.env.get("data")).get("unit")
-    axes.set_xlabel("optimizer step")
-    axes.set_ylabel(f"loss (nats per {unit})" if unit else "loss (nats)")
+    frame(canvas, box, title)
+    x_axis(canvas, box, x, x.ticks(6), lambda v: f"{v:,g}", "optimizer step")
+    label = f"loss (nats per {unit})" if unit else "loss (nats)"
+    y_axis(canvas, box, y, y.ticks(6), lambda v: f"{v:g}", label if outer else "")

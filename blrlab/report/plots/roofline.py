@@ -1,203 +1,217 @@
 """The roofline: what the machine allows at each arithmetic intensity, and what every layer reached.
 
-Intensity is FLOP per byte moved, speed is FLOP per second. The roof is min(peak FLOP/s, intensity x peak
-bytes/s) with the peaks of the `env` record; a layer's bound is its FLOP over `bound_us`.
+Both axes are logarithmic. Flat roofs are peaks of arithmetic, slopes peaks of memory; solid ones were measured on
+the machine, dashed ones are its data sheet's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from collections.abc import Sequence
 
 from blrlab.report import words
-from blrlab.report.groups import Record, finite, grouped
-from blrlab.report.plots.style import (
-    BACKEND_COLOURS,
-    CARD,
-    FORMAT_MARKERS,
-    INK,
-    MUTED,
-    WIDE,
-    new_figure,
-    spread,
-    styled,
-)
-from blrlab.report.summary.latency import by_layer, verified_time
+from blrlab.report.groups import Record, finite, grouped, text
+from blrlab.report.plots.axes import Box, Key, Scale, frame, legend, panels, spread, x_axis, y_axis
+from blrlab.report.plots.canvas import Canvas, cut, text_width
+from blrlab.report.plots.style import FORMAT_MARKERS, WIDE, backend_colours
+from blrlab.report.summary.latency import by_layer
+from blrlab.report.summary.roofline import Point, Roof, foremost, point, roof, sheet_roof, units
+from blrlab.report.summary.speed import some_tokens
 
-Point = tuple[float, float, Record]
+Place = tuple[float, float]
 
-LEADER = 0.22
+# Up to so many names a panel are written out; past that, brackets say how many tokens the points below them have.
+MOST_NAMES = 12
+MOST_TOKENS = 3
 
 
-@dataclass(frozen=True)
-class Roof:
-    """A machine's peaks (FLOP/s, bytes/s) and the limits of the axes that show them."""
-
-    flops: float
-    bandwidth: float
-    left: float
-    right: float
-    low: float
-    top: float
-
-    @property
-    def ridge(self) -> float:
-        """Return the intensity from which on the arithmetic limits, in FLOP per byte."""
-        return self.flops / self.bandwidth
-
-    def at(self, intensity: float) -> float:
-        """Return the roof's height in FLOP/s."""
-        return min(self.flops, intensity * self.bandwidth)
-
-
-@styled
-def roofline_figure(records: list[Record], peaks: Record, width: float = WIDE) -> Figure | None:
-    """Draw a device's bench records under its roof, a panel per net; None without peaks or a measured layer.
-
-    `width` in inches.
-    """
+def roofline_points(records: list[Record], peaks: Record) -> dict[str, list[Point]]:
+    """Return what is drawn, net by net: all points where they are few, else those of some numbers of tokens."""
+    under = roof(peaks)
+    if under is None:
+        return {}
     rows = [t.record for timings in by_layer(records).values() for t in timings]
-    nets = grouped(rows, lambda r: str(r.get("net") or ""))
-    names = {net: _names(members) for net, members in nets.items()}
-    longest = max((len(name) for found in names.values() for _, name in found), default=0)
-    roof = _roof(peaks, [point for point in map(_measured, rows) if point], longest)
-    if roof is None:
+    nets = grouped([p for p in (point(row, under) for row in rows) if p], lambda p: text(p.record.get("net"), ""))
+    for net, points in nets.items():
+        if len(points) > 60:
+            chosen = some_tokens((finite(p.record.get("tokens")) for p in points), MOST_TOKENS)
+            nets[net] = [p for p in points if finite(p.record.get("tokens")) in chosen]
+    return nets
+
+
+def roofline_figure(records: list[Record], peaks: Record, width: float = WIDE) -> Canvas | None:
+    """Draw a device's bench records under its roofs, a panel per net; None without peaks or a measured layer."""
+    nets, under = roofline_points(records, peaks), roof(peaks)
+    if under is None or not nets:
         return None
-    columns = min(len(nets), 2) if width > 6 else 1
-    lines = -(-len(nets) // columns)
-    figure = new_figure(width, 0.5 + 3.9 * lines)
-    axes: list[Axes] = list(figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat)
-    for place, (net, members) in zip(axes, nets.items(), strict=False):
-        _draw_roof(place, roof)
-        _draw_names(place, names[net], roof)
-        _draw_points(place, members)
-        place.set_title(net)
-        place.label_outer(remove_inner_ticks=True)
-    for place in axes[len(nets) :]:
-        place.set_visible(False)
-    handles = _handles(rows)
-    figure.legend(handles=handles, loc="outside lower center", ncols=6 if width > 6 else 3, handletextpad=0.3)
-    return figure
+    columns = min(len(nets), 2 if width > 600 else 1)
+    places = panels(width, len(nets), columns, 96 if width > 600 else 70, 96)
+    strips = [_strip(points) for points in nets.values()]
+    plain = 400 if columns == 1 and width > 600 else 290
+    canvas, top = Canvas(width), 26.0
+    everything = [p for points in nets.values() for p in points]
+    colours = backend_colours(text(p.record.get("impl")) for p in everything)
+    for first in range(0, len(nets), columns):
+        strip = max(strips[first : first + columns])
+        bottom = top + strip + plain
+        row = list(nets.items())[first : first + columns]
+        for (left, right), (net, points) in zip(places, row, strict=False):
+            canvas.text((left, top - 10), net, bold=True, size=12)
+            box = Box(left, top + strip, right, bottom)
+            _panel(canvas, box, points, everything, peaks, strip, colours, outer=left == places[0][0])
+        top = bottom + 66
+    canvas.height = top - 24 + legend(canvas, _keys(everything, colours, peaks), 8, top - 26)
+    return canvas
 
 
-def _intensity(record: Record) -> float | None:
-    flops, moved = finite(record.get("flops")), finite(record.get("bytes"))
-    return flops / moved if flops and moved and flops > 0 and moved > 0 else None
+def _panel(
+    canvas: Canvas,
+    box: Box,
+    points: list[Point],
+    everything: list[Point],
+    peaks: Record,
+    strip: float,
+    colours: dict[str, str],
+    outer: bool,
+) -> None:
+    x, y = _scales(box, everything, peaks)
+    frame(canvas, box)
+    decades = [10.0**e for e in range(-3, 20)]
+    x_axis(canvas, box, x, x.ticks(7), lambda v: f"{v:g}", "arithmetic intensity (FLOP per byte)")
+    speeds = [v for v in decades if y.low <= v <= y.high]
+    speeds = speeds if len(speeds) > 2 else y.ticks(6)
+    y_axis(canvas, box, y, speeds, lambda v: words.rate(v, "FLOP/s"), "speed" if outer and canvas.width > 600 else "")
+    _roofs(canvas, box, x, y, peaks, [(x.at(p.intensity), y.at(p.speed)) for p in points])
+    (_names if len(_named(points)) <= MOST_NAMES else _brackets)(canvas, box, x, points, strip)
+    best = foremost(points) if len(points) > 30 else set(range(len(points)))
+    # The fastest of each layer come last, and so lie on top.
+    for place in sorted(range(len(points)), key=lambda k: k in best):
+        found = points[place]
+        shape = FORMAT_MARKERS.get(text(found.record.get("op")), "circle")
+        colour = colours[text(found.record.get("impl"))]
+        with canvas.titled(found.words):
+            at = x.at(found.intensity), y.at(found.speed)
+            canvas.mark(at, shape, colour, 4.4 if place in best else 3.2, pale=place not in best)
 
 
-def _point(record: Record, time: float | None) -> Point | None:
-    intensity, flops = _intensity(record), finite(record.get("flops"))
-    return (intensity, flops / (time * 1e-6), record) if intensity and flops and time and time > 0 else None
+def _scales(box: Box, points: Sequence[Point], peaks: Record) -> tuple[Scale, Scale]:
+    roofs = [r for r in (roof(peaks), sheet_roof(peaks)) if r]
+    intensities = [p.intensity for p in points] + [r.ridge for r in roofs]
+    heights = [p.speed for p in points] + [r.cuda for r in roofs if r.cuda]
+    top = max([r.flops for r in roofs] + heights)
+    x = box.across(min(intensities) / 2.5, max(intensities) * 3, log=True)
+    return x, box.upwards(min([*heights, top]) / 2, top * 2.2, log=True)
 
 
-def _measured(record: Record) -> Point | None:
-    return _point(record, verified_time(record))
+def _roofs(canvas: Canvas, box: Box, x: Scale, y: Scale, peaks: Record, taken: list[Place]) -> None:
+    measured, sheet = roof(peaks), sheet_roof(peaks)
+    if measured is None:
+        return
+    if sheet:
+        _roof(canvas, x, y, sheet, "5 4", "muted")
+    _roof(canvas, x, y, measured, "", "ink")
+    size = 10 if box.width > 300 else 9
+    height = min(y.at(r.flops) for r in (measured, sheet) if r)
+    told = f"{units(peaks)} {words.rate(measured.flops, 'FLOP/s')}"
+    told += f", data sheet {words.rate(sheet.flops, 'FLOP/s')}" if sheet else ""
+    canvas.text((box.right - 2, height - 5), told, anchor="end", size=size)
+    if measured.cuda:
+        told = f"CUDA cores {words.rate(measured.cuda, 'FLOP/s')}"
+        canvas.text((box.right - 2, y.at(measured.cuda) + 12), told, anchor="end", size=size)
+    for name, rate, off in (("DRAM", measured.dram, 12), ("L2", measured.l2, -4)):
+        if rate:
+            told = f"{name} {words.rate(rate, 'B/s')}"
+            _slope_name(canvas, _slope(x, y, rate, measured.flops), told, off, taken)
 
 
-def _bound(record: Record) -> Point | None:
-    return _point(record, finite(record.get("bound_us")))
+def _roof(canvas: Canvas, x: Scale, y: Scale, peaks: Roof, dash: str, colour: str) -> None:
+    canvas.line([*_slope(x, y, peaks.dram, peaks.flops), (x.end, y.at(peaks.flops))], colour, 1.4, dash)
+    if peaks.l2:
+        canvas.line(_slope(x, y, peaks.l2, peaks.flops), colour, 1, dash, 0.7)
+    if peaks.cuda:
+        # Left of where DRAM limits, CUDA cores wait as well.
+        start = max(x.low, peaks.cuda / peaks.dram)
+        canvas.line([(x.at(start), y.at(peaks.cuda)), (x.end, y.at(peaks.cuda))], colour, 1, dash)
 
 
-def _roof(peaks: Record, measured: list[Point], longest: int) -> Roof | None:
-    """Fit the axes to every point and the ridge, with room above the roof for names of `longest` letters."""
-    flops, bandwidth = finite(peaks.get("flops_per_s")), finite(peaks.get("bytes_per_s"))
-    if not measured or not flops or not bandwidth or flops < 0 or bandwidth < 0:
-        return None
-    intensities = [flops / bandwidth, *(x for x, _, _ in measured)]
-    low = min(flops, *(y for _, y, _ in measured)) / 2
-    # A letter takes a seventieth of the panel's height; leaders take LEADER of what is above the roof.
-    share = min(0.5, longest / 70 + 0.05)
-    top = flops * (flops / low) ** (share / (1 - LEADER - share))
-    return Roof(flops, bandwidth, min(intensities) / 3, max(intensities) * 3, low, top)
+def _slope(x: Scale, y: Scale, bandwidth: float, flops: float) -> list[tuple[float, float]]:
+    """Return the part of a slope that lies inside the panel, up to the flat roof."""
+    start, end = max(x.low, y.low / bandwidth), min(x.high, flops / bandwidth)
+    if end <= start:
+        return [(x.at(x.low), y.at(flops))]
+    return [(x.at(v), y.at(v * bandwidth)) for v in (start, end)]
 
 
-def _draw_roof(axes: Axes, roof: Roof) -> None:
-    axes.set(xscale="log", yscale="log", xlim=(roof.left, roof.right), ylim=(roof.low, roof.top))
-    axes.plot(
-        [roof.left, roof.ridge, roof.right],
-        [roof.left * roof.bandwidth, roof.flops, roof.flops],
-        color=INK,
-        linewidth=1.3,
-    )
-    style = {"textcoords": "offset points", "fontsize": 8, "color": INK}
-    axes.annotate(words.rate(roof.flops, "FLOP/s"), (roof.right, roof.flops), xytext=(-2, 3), ha="right", **style)
-    slope = (roof.ridge / 1.6, roof.flops / 1.6)
-    axes.annotate(words.rate(roof.bandwidth, "B/s"), slope, xytext=(8, -4), va="top", **style)
-    axes.set_xlabel("arithmetic intensity (FLOP per byte)")
-    axes.set_ylabel("speed")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if roof.top > 1e4 * roof.low else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _speed(value, roof)))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_minor_formatter(NullFormatter())
+def _slope_name(canvas: Canvas, ends: list[Place], name: str, off: float, taken: list[Place]) -> None:
+    """Write along a slope, `off` pixels below it, where it is farthest from the points."""
+    room = math.dist(*ends) - text_width(name, 10) - 16 if len(ends) == 2 else -1
+    if room < 0:
+        return
+    (x0, y0), (x1, y1) = ends
+    turn = math.atan2(y1 - y0, x1 - x0)
+    along, across = (math.cos(turn), math.sin(turn)), (-math.sin(turn), math.cos(turn))
+
+    def at(start: float) -> Place:
+        return x0 + start * along[0] + off * across[0], y0 + start * along[1] + off * across[1]
+
+    def clear(start: float) -> float:
+        middle = at(start + text_width(name, 10) / 2)
+        return min(40.0, *(math.dist(middle, place) for place in taken), 40.0)
+
+    start = max((8 + room * k / 10 for k in range(11)), key=clear)
+    canvas.text(at(start), name, size=10, turn=math.degrees(turn))
 
 
-def _speed(value: float, roof: Roof) -> str:
-    # Above the roof stand names, and there is no speed to read off.
-    return words.rate(value, "FLOP/s") if value < 1.5 * roof.flops else ""
-
-
-def _draw_points(axes: Axes, rows: list[Record]) -> None:
-    for x, y, _ in filter(None, map(_bound, rows)):
-        axes.plot(x, y, "_", color=INK, markersize=11, markeredgewidth=3)
-    for x, y, record in filter(None, map(_measured, rows)):
-        axes.plot(
-            x,
-            y,
-            FORMAT_MARKERS.get(str(record.get("op")), "o"),
-            color=BACKEND_COLOURS.get(str(record.get("impl")), MUTED),
-            markeredgecolor=CARD,
-            markeredgewidth=0.7,
-            markersize=6.5,
-        )
-
-
-def _names(rows: list[Record]) -> list[tuple[float, str]]:
+def _named(points: list[Point]) -> list[tuple[float, str]]:
     """Return (intensity, name) of a net's layers, layers of one op and intensity together."""
-    known = [(x, r) for x, r in ((_intensity(r), r) for r in rows) if x is not None]
-    groups = grouped(known, lambda pair: (str(pair[1].get("op")), round(math.log10(pair[0]), 2)))
+    groups = grouped(points, lambda p: (text(p.record.get("op")), round(math.log10(p.intensity), 2)))
     found: list[tuple[float, str]] = []
     for (op, _), members in groups.items():
-        layers = _together(members, [r for _, r in known if str(r.get("op")) == op])
-        found.append((members[0][0], f"{words.name(words.FORMATS, op)} {layers}"))
+        everything = {_layer(p) for p in points if p.record.get("op") == op}
+        mine = dict.fromkeys(_layer(p) for p in members)
+        layers = "all layers" if len(mine) > 2 and set(mine) == everything else ", ".join(mine)
+        found.append((members[0].intensity, f"{words.name(words.FORMATS, op)} {layers}"))
     return found
 
 
-def _draw_names(axes: Axes, names: list[tuple[float, str]], roof: Roof) -> None:
-    """Write each name above the roof at its intensity."""
-    apart = spread([math.log10(x) for x, _ in names], 0.06 * math.log10(roof.right / roof.left))
-    # A name's leader bends above the roof where neighbours were moved apart.
-    base = roof.flops * (roof.top / roof.flops) ** LEADER
-    start = base * (roof.top / roof.low) ** 0.015
-    for (x, name), moved in zip(names, apart, strict=True):
-        leader = ([x, x, 10**moved], [roof.low, roof.at(x), base])
-        axes.plot(*leader, color=MUTED, linewidth=0.5, alpha=0.6, zorder=1)
-        axes.text(10**moved, start, name, rotation=90, rotation_mode="anchor", va="center", fontsize=7)
+def _layer(found: Point) -> str:
+    return "whole model" if found.record.get("layer") == "*" else text(found.record.get("layer"))
 
 
-def _together(members: list[tuple[float, Record]], of_op: list[Record]) -> str:
-    mine = dict.fromkeys(str(r.get("layer")) for _, r in members)
-    everything = {str(r.get("layer")) for r in of_op}
-    return "all layers" if len(mine) > 2 and set(mine) == everything else ", ".join(mine)
+def _strip(points: list[Point]) -> float:
+    named = _named(points)
+    if len(named) <= MOST_NAMES:
+        return min(170.0, max(text_width(name, 10) for _, name in named)) + 22
+    return 14.0 * len({p.record.get("tokens") for p in points}) + 10
 
 
-def _handles(rows: list[Record]) -> list[Line2D]:
+def _names(canvas: Canvas, box: Box, x: Scale, points: list[Point], strip: float) -> None:
+    """Write each name above the panel at its intensity, with a line down."""
+    named = _named(points)
+    apart = spread([x.at(value) for value, _ in named], 12)
+    for (value, name), moved in zip(named, apart, strict=True):
+        canvas.line([(x.at(value), box.bottom), (x.at(value), box.top), (moved, box.top - 14)], "muted", 0.5)
+        canvas.text((moved + 3.5, box.top - 17), cut(name, strip - 20, 10), size=10, turn=-90)
+
+
+def _brackets(canvas: Canvas, box: Box, x: Scale, points: list[Point], strip: float) -> None:
+    """Draw above the panel, for every number of tokens, which intensities its points have."""
+    groups = sorted(grouped(points, lambda p: finite(p.record.get("tokens")) or 0).items())
+    for line, (tokens, members) in enumerate(groups):
+        height = box.top - strip + 10 + 14 * line
+        left, right = (x.at(f(p.intensity for p in members)) for f in (min, max))
+        canvas.line([(left - 3, height + 4), (left - 3, height), (right + 3, height), (right + 3, height + 4)], "muted")
+        name = words.tokens(tokens)
+        fits = right + 8 + text_width(name, 10) < box.right
+        at = (right + 8 if fits else left - 8, height + 4)
+        canvas.text(at, name, anchor="start" if fits else "end", size=10, colour="muted")
+
+
+def _keys(points: list[Point], colours: dict[str, str], peaks: Record) -> list[Key]:
     """Tell backends by colour and ops by shape, those measured only."""
-    measured = [r for r in rows if _measured(r)]
-    impls = [impl for impl in BACKEND_COLOURS if any(r.get("impl") == impl for r in measured)]
-    ops = [op for op in FORMAT_MARKERS if any(r.get("op") == op for r in measured)]
-    backends = [_handle("s", BACKEND_COLOURS[impl], words.name(words.BACKENDS, impl)) for impl in impls]
-    shapes = [_handle(FORMAT_MARKERS[op], INK, words.name(words.FORMATS, op), hollow=True) for op in ops]
-    return [*backends, *shapes, _handle("_", INK, "bound")]
-
-
-def _handle(marker: str, colour: str, label: str, hollow: bool = False) -> Line2D:
-    face = CARD if hollow else colour
-    edge = INK if hollow else colour
-    return Line2D([], [], linestyle="none", marker=marker, color=face, markeredgecolor=edge, label=label)
+    impls = list(dict.fromkeys(text(p.record.get("impl")) for p in points))
+    ops = [op for op in FORMAT_MARKERS if any(p.record.get("op") == op for p in points)]
+    keys = [Key(words.backend(impl), colours[impl], "circle") for impl in sorted(impls)]
+    keys += [Key(words.name(words.FORMATS, op), "ink", FORMAT_MARKERS[op], hollow=True) for op in ops]
+    keys.append(Key("measured ceiling", "ink"))
+    return [*keys, Key("data sheet", "muted", dash="5 4")] if sheet_roof(peaks) else keys

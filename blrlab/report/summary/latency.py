@@ -3,7 +3,10 @@
 A time counts only where the backend passed its accuracy gate on the same device: a failed gate has no
 speed. A factored layer is set against dense at the same net, layer, shape, tokens and dtype, both against
 the fastest verified dense backend and against dense on its own backend. A ratio above 1 means faster than
-dense.
+dense. Quantised dense weights are a contender like any other, never the dense they are set against.
+
+A ratio's spread goes from dense p20 over p80 to dense p80 over p20. A win is clear where p80 lies below
+dense's p20; else it is within the spread, and the next run may turn it round.
 """
 
 from __future__ import annotations
@@ -14,19 +17,33 @@ from blrlab.report import words
 from blrlab.report.groups import Record, finite, grouped, latest, text
 
 OPS = ("dense", "low_rank", "monarch", "blast")
-IMPLS = ("xla", "torch", "torch_compile", "triton")
+IMPLS = tuple(words.BACKENDS)
+QUANTISED = ("int8_weight_only",)
+# What a backend of factored layers is called where it runs dense ones.
+DENSE_TWIN = {"torch_bmm": "torch_eager"}
 
 LayerKey = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """One backend's time for one layer, in us; `p50` and both ratios are None where it has no speed."""
+    """One backend's time for one layer, in us; `p50` and both ratios are None where it has no speed.
+
+    `spread` is that of `over_fastest_dense`, None where either side has no p20 and p80; `clear` says whether
+    the ratio lies above 1 by more than the spread, and is None where that is not known.
+    """
 
     record: Record
     p50: float | None
     over_fastest_dense: float | None
     over_same_backend: float | None
+    spread: tuple[float, float] | None = None
+    clear: bool | None = None
+
+    @property
+    def wins(self) -> bool:
+        """Say whether this beats dense, clearly or not."""
+        return (self.over_fastest_dense or 0.0) > 1
 
 
 def verified_time(record: Record) -> float | None:
@@ -86,31 +103,50 @@ def by_layer(records: list[Record]) -> dict[LayerKey, list[Timing]]:
     nets = list(dict.fromkeys(r.get("net") for r in kept))
     kept.sort(key=lambda r: nets.index(r.get("net")))
     groups = grouped(kept, layer_key)
-    return {key: _timings(sorted(rows, key=_order)) for key, rows in groups.items()}
+    return {key: _timings(sorted(rows, key=order)) for key, rows in groups.items()}
 
 
-def best_ratios(layers: dict[LayerKey, list[Timing]], op: str) -> list[float]:
-    """Return an op's best ratio over the fastest dense backend for every layer where it is known."""
-    best: list[float] = []
+def best_timings(layers: dict[LayerKey, list[Timing]], op: str, whole_models: bool = False) -> list[Timing]:
+    """Return an op's fastest timing for every layer where its ratio over the fastest dense backend is known.
+
+    `whole_models` asks for whole models in place of layers.
+    """
+    best: list[Timing] = []
     for timings in layers.values():
-        mine = [t for t in timings if t.record.get("op") == op and t.record.get("layer") != "*"]
-        ratios = [t.over_fastest_dense for t in mine if t.over_fastest_dense]
-        best += [max(ratios)] if ratios else []
+        mine = [t for t in timings if t.record.get("op") == op and (t.record.get("layer") == "*") == whole_models]
+        mine = [t for t in mine if t.over_fastest_dense and t.record.get("impl") not in QUANTISED]
+        best += [max(mine, key=lambda t: t.over_fastest_dense or 0.0)] if mine else []
     return best
 
 
-def _order(record: Record) -> tuple[int, int]:
-    op, impl = record.get("op"), record.get("impl")
-    return (OPS.index(op) if op in OPS else len(OPS), IMPLS.index(impl) if impl in IMPLS else len(IMPLS))
+def order(record: Record) -> tuple[int, int, str]:
+    """Return a record's place among ops and backends, to sort by."""
+    op, impl = record.get("op"), text(record.get("impl"), "")
+    return (OPS.index(op) if op in OPS else len(OPS), IMPLS.index(impl) if impl in IMPLS else len(IMPLS), impl)
+
+
+def reference(rows: list[Record]) -> Record | None:
+    """Return the fastest verified dense row that is not quantised: what the rows of a layer are set against."""
+    dense = [r for r in rows if r.get("op") == "dense" and r.get("impl") not in QUANTISED and verified_time(r)]
+    return min(dense, key=lambda r: verified_time(r) or 0.0, default=None)
 
 
 def _timings(rows: list[Record]) -> list[Timing]:
-    dense = {r.get("impl"): verified_time(r) for r in rows if r.get("op") == "dense"}
-    known = [p50 for p50 in dense.values() if p50 is not None]
-    fastest = min(known, default=None)
-    timings: list[Timing] = []
-    for row in rows:
-        p50, same = verified_time(row), dense.get(row.get("impl"))
-        ratio = fastest / p50 if fastest and p50 else None
-        timings.append(Timing(row, p50, ratio, same / p50 if same and p50 else None))
-    return timings
+    own = {r.get("impl"): verified_time(r) for r in rows if r.get("op") == "dense"}
+    fastest = reference(rows)
+    return [_timing(row, fastest, own.get(DENSE_TWIN.get(str(row.get("impl")), row.get("impl")))) for row in rows]
+
+
+def _timing(row: Record, dense: Record | None, same: float | None) -> Timing:
+    p50 = verified_time(row)
+    fastest = verified_time(dense) if dense else None
+    if not p50:
+        return Timing(row, None, None, None)
+    ratio, spread = (fastest / p50, _spread(row, dense)) if fastest and dense else (None, None)
+    clear = None if spread is None or row is dense else spread[0] > 1
+    return Timing(row, p50, ratio, same / p50 if same else None, None if row is dense else spread, clear)
+
+
+def _spread(row: Record, dense: Record) -> tuple[float, float] | None:
+    low, high, dense_low, dense_high = (finite(r.get(key)) for r in (row, dense) for key in ("p20", "p80"))
+    return (dense_low / high, dense_high / low) if low and high and dense_low and dense_high else None
