@@ -10,18 +10,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import optax
+from blrlab_ops import devices, shapes
+from blrlab_ops.devices import Device
 from flax.core import FrozenDict
 
-from blrlab import bench, compress, train
+from blrlab import compress, environment, train
 from blrlab.data import text, tokenizer
 from blrlab.errors import InputError, one_of
 from blrlab.experiments.defaults import Config
 from blrlab.factors import FORMATS, Spec, parameter_count
 from blrlab.models import gpt2, hf
 
-BACKENDS = tuple(bench.BACKENDS)
 OWN = "own"
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +70,11 @@ def experiment(config: Config) -> Experiment:
     one_of(config.factors.format, FORMATS, "format")
     one_of(config.data.source, text.SOURCES, "data source")
     one_of(config.data.tokenizer, tokenizer.KINDS, "tokenizer")
-    names(config.bench.backends, BACKENDS, "backend")
-    names(config.bench.nets, (OWN, "gpt2s"), "net")
+    nets(config)
+    token_counts(config, "bench")
+    roofline_nets(config)
+    token_counts(config, "roofline")
+    one_of(config.roofline.dtype, DTYPES, "roofline dtype")
     checkpoint = hf.find(config.init_from) if config.init_from else None
     model = _model(config, checkpoint)
     layers = compress.linears(gpt2.parameter_shapes(model))
@@ -76,6 +82,51 @@ def experiment(config: Config) -> Experiment:
     made = Experiment(config, checkpoint, model, min(config.model.context, model.context), FrozenDict(specs))
     _check(made)
     return made
+
+
+@functools.cache
+def machine() -> dict[str, Any]:
+    """Return what records say of JAX's device, the versions and the commit."""
+    first = jax.local_devices()[0]
+    name = first.device_kind if first.platform != "cpu" else ""
+    return environment.describe(name, first.platform, jax.local_device_count())
+
+
+def nets(config: Config) -> tuple[str, ...]:
+    """Read `config.bench.nets`.
+
+    Raises:
+      InputError: one is unknown.
+    """
+    known = (OWN, *shapes.NETS)
+    return known if config.bench.nets.strip() == "all" else names(config.bench.nets, known, "net")
+
+
+def roofline_nets(config: Config) -> tuple[list[Device], tuple[str, ...]]:
+    """Read `config.roofline.devices` and `.nets`.
+
+    Raises:
+      InputError: one is unknown.
+    """
+    try:
+        targets = [devices.get(word.strip()) for word in config.roofline.devices.split(",") if word.strip()]
+    except ValueError as unknown:
+        raise InputError(str(unknown)) from None
+    if not targets:
+        raise InputError("roofline.devices names no device: give some such as a40,h100.")
+    return targets, names(config.roofline.nets, shapes.NETS, "net")
+
+
+def token_counts(config: Config, part: str) -> list[int]:
+    """Read `config.bench.tokens` or `config.roofline.tokens`.
+
+    Raises:
+      InputError: it is not whole numbers with commas between.
+    """
+    words = [word.strip() for word in str(config[part].tokens).split(",")]
+    if not all(word.isdigit() for word in words):
+        raise InputError(f'{part}.tokens is whole numbers with commas between, not "{config[part].tokens}".')
+    return [int(word) for word in words]
 
 
 def names(words: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
@@ -92,7 +143,7 @@ def names(words: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
 
 def _model(config: Config, checkpoint: Path | None) -> gpt2.Config:
     given = config.model
-    one_of(given.dtype, ("float32", "bfloat16", "float16"), "model dtype")
+    one_of(given.dtype, DTYPES, "model dtype")
     if checkpoint:
         return hf.gpt2_config(checkpoint, given.dtype, given.dropout)
     sizes = {field.name: given[field.name] for field in dataclasses.fields(gpt2.Config)}
@@ -111,14 +162,13 @@ def _check(made: Experiment) -> None:
         )
     if not made.specs:
         raise InputError("config.rules is empty: name the layers to factor, or set factors.format=dense.")
-    one_of(config.bench.dtype or "float32", ("float32", "bfloat16", "float16"), "benchmark dtype")
+    one_of(config.bench.dtype or "float32", DTYPES, "benchmark dtype")
     _check_range("seed", config.seed, 0, 2**31 - 1)
     _check_range("data.valid_fraction", config.data.valid_fraction, 1e-6, 1 - 1e-6)
     _check_range("data.vocab_size", config.data.vocab_size, 257, 2**31 - 1)
     _check_range("model.context", made.window, 1, 2**31 - 1)
     for field in ("windows", "batch"):
         _check_range(f"eval.{field}", config.eval[field], 1, 2**31 - 1)
-    _check_range("bench.tokens", config.bench.tokens, 0, 2**31 - 1)
     _check_range("bench.seconds", config.bench.seconds, 1e-6, 3600)
     for phase in ("train", "heal"):
         _check_training(phase, config[phase])

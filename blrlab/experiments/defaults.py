@@ -34,7 +34,8 @@ def _everything() -> Config:
     config: Config = ConfigDict()
     config.seed = 0
     config.init_from = ""  # a GPT-2 checkpoint, by folder or Hugging Face name; empty: train from scratch
-    # Which stages to run, in order: data, dense, compress, heal, continue, eval, bridge, bench, report; or all.
+    # Which stages to run, in order: data, dense, compress, heal, continue, eval, bridge, bench, report; or all of them.
+    # Only where named: roofline (predictions for GPUs that are not here).
     config.stages = "all"
 
     config.data = ConfigDict()
@@ -72,12 +73,22 @@ def _everything() -> Config:
     config.eval.windows = 256  # of the validation text, evenly spread
     config.eval.batch = 8
 
+    config.roofline = ConfigDict()
+    config.roofline.devices = "a40,orin_nano_8gb,h100"  # names of the device table, commas between
+    config.roofline.nets = "gpt2s"
+    config.roofline.tokens = "0"  # rows of the input, commas between; 0: the published number
+    config.roofline.dtype = "bfloat16"
+    config.roofline.advice = True  # also which formats, blocks and ranks can beat dense at all
+
     config.bench = ConfigDict()
-    config.bench.backends = "xla,torch,torch_compile,triton"
-    config.bench.nets = "own,gpt2s"  # own: the model's own layers with its own factors
-    config.bench.tokens = 0  # rows of the input; 0: the published number, and the context for own layers
+    config.bench.impls = "all"  # backends, commas between
+    config.bench.nets = "own,gpt2s"  # own: the model's own layers with its own factors; all: every net there is
+    config.bench.layers = ""  # of those nets, commas between; empty: all of them
+    config.bench.ops = ""  # formats, commas between; empty: dense and those of the model's layers
+    config.bench.tokens = "0"  # rows of the input, commas between; 0: the published number, own layers the context
     config.bench.dtype = ""  # empty: bfloat16 on a GPU, float32 on a CPU
     config.bench.seconds = 0.2  # of measuring, for each contender
+    config.bench.paper = ""  # a clone of the source paper's repository, for its kernels
     return config
 
 

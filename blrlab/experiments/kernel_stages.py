@@ -1,18 +1,22 @@
 """The stages that take the factors to torch and to the kernels, and the report: bridge, bench, report."""
 
 import functools
+import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from blrlab_ops import shapes
 from rich.console import Console
 
-from blrlab import bench, compress, factors, records, report
+from blrlab import compress, environment, factors, records, report
 from blrlab.bridge import to_torch
-from blrlab.errors import InputError
-from blrlab.experiments import build, environment
+from blrlab.errors import InputError, home_expanded
+from blrlab.experiments import build
 from blrlab.experiments.model_stages import Run
+from blrlab.roofline import advice, predict
 
 BRIDGE_ROWS = 64
 
@@ -63,43 +67,100 @@ def _kernel(params: dict, path: str) -> dict:
     return functools.reduce(lambda node, name: node[name], [*path.split("/"), "kernel"], params)
 
 
-def benchmark(run: Run, folder: Path) -> None:
-    """Verify and time the model's own layers and the published ones over the backends."""
-    config = run.made.config.bench
-    dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    machine = environment.describe()
-    peaks = bench.measure_peaks(machine["device"], dtype)
-    fields = ("device", "torch", "triton", "jax", "driver", "commit", "time")
-    settings = bench.Settings(
-        build.names(config.backends, build.BACKENDS, "backend"),
-        config.seconds,
-        peaks,
-        {name: machine[name] for name in fields},
-    )
-    log = folder / "records.jsonl"
-    records.rewrite(log, [{"kind": "env", **machine, "peaks": peaks.record()}])
-    for rows in bench.bench_layers(_problems(run, dtype), settings, run.say):
-        for row in rows:
-            records.append(log, row)
+def check_benchmark(made: build.Experiment) -> tuple[tuple[str, ...], Path | None]:
+    """Return the backends to measure, and the clone of the source paper's repository.
 
+    Raises:
+      InputError: a backend is unknown, or the clone is none.
+    """
+    from blrlab.bench import backends, paper
 
-def _problems(run: Run, dtype: str) -> list[bench.Problem]:
-    made, key = run.made, jax.random.key(run.made.config.seed)
     config = made.config.bench
-    problems: list[bench.Problem] = []
-    for net in build.names(config.nets, (build.OWN, "gpt2s"), "net"):
-        if net == build.OWN:
-            params = run.params(latest_factored(run))
-            problems += bench.own_problems(params, made.specs, config.tokens or made.window, dtype, key)
-            continue
-        for format in build.formats(made):
-            problems += bench.published_problems(net, format, config.tokens, dtype, key)
-    return problems
+    clone = home_expanded(config.paper) if config.paper else None
+    if clone:
+        paper.check(clone)
+    return backends.chosen(config.impls, clone), clone
+
+
+def benchmark(run: Run, folder: Path) -> None:
+    """Verify and time the model's own layers and the published ones over the backends.
+
+    Raises:
+      InputError: a backend or layer is unknown, or the model's own layers are asked for before it is compressed.
+    """
+    if environment.version("torch") is None:
+        run.say("bench: left out, PyTorch is not installed")
+        return
+    from blrlab.bench import card, runner
+    from blrlab.bench.results import Results
+
+    config = run.made.config.bench
+    impls, clone = check_benchmark(run.made)
+    on_cpu = jax.default_backend() == "cpu"
+    dtype = config.dtype or ("float32" if on_cpu else "bfloat16")
+    here = card.here(dtype, "cpu" if on_cpu else "")
+    how = runner.settings(impls, config.seconds, here, clone)
+    results = Results(folder / "records.jsonl")
+    runner.measure(_groups(run, dtype), how, results, lambda line: run.say(f"bench: {line}"))
+
+
+def _groups(run: Run, dtype: str) -> list:
+    """Return the layers to measure: the model's own, and those of named nets."""
+    from blrlab.bench.problem import named_groups
+
+    config, tokens = run.made.config.bench, build.token_counts(run.made.config, "bench")
+    nets = build.nets(run.made.config)
+    asked = tuple(filter(None, map(str.strip, config.ops.split(","))))
+    ops = asked or ("dense", *(format for format in build.formats(run.made) if format != "dense"))
+    groups = _own_groups(run, tokens, dtype) if build.OWN in nets else []
+    named = [net for net in nets if net != build.OWN]
+    layers = tuple(filter(None, map(str.strip, config.layers.split(","))))
+    return groups + (named_groups(named, layers, ops, tokens, dtype) if named else [])
+
+
+def _own_groups(run: Run, tokens: Sequence[int], dtype: str) -> list:
+    """Return the model's own factored layers with its own factors: the first layer of every name and spec."""
+    from blrlab.bench.problem import given_group
+
+    if not run.workdir.done("compress"):
+        raise InputError("bench.nets names the model's own layers: run the stage compress first, or name other nets.")
+    params = run.params(latest_factored(run))
+    first: dict[tuple[str, factors.Spec], str] = {}
+    for path, spec in run.made.specs.items():
+        if spec.format != "dense":
+            first.setdefault((path.rsplit("/", 1)[-1], spec), path)
+    groups = []
+    for seed, ((name, _), path) in enumerate(first.items()):
+        kernel = jax.tree.map(lambda leaf: leaf.astype(dtype), _kernel(params, path))
+        groups += [given_group(build.OWN, name, to_torch(kernel), n or run.made.window, seed) for n in tokens]
+    return groups
+
+
+def predict_roofline(run: Run, folder: Path) -> None:
+    """Predict the layers of named nets on devices that are not here, and what could beat dense there."""
+    config = run.made.config.roofline
+    targets, nets = build.roofline_nets(run.made.config)
+    counts = build.token_counts(run.made.config, "roofline")
+    found: list[records.Record] = []
+    for device, net in itertools.product(targets, nets):
+        for layer in shapes.layers(net):
+            for tokens in sorted({count or layer.tokens for count in counts}):
+                found += [row for op in predict.OPS for row in predict.rows(device, layer, op, tokens, config.dtype)]
+            if config.advice:
+                found += advice.records(device, layer, config.dtype, predict.OPS)
+    records.rewrite(folder / "records.jsonl", found)
+    run.say(f"roofline: {len(found)} predictions for {', '.join(device.name for device in targets)}")
 
 
 def make_report(run: Run, folder: Path) -> None:
-    """Gather the records, print the closing tables and write the page."""
+    """Gather the records, print the closing tables and write the page.
+
+    Raises:
+      InputError: no stage has left a record.
+    """
     found = run.workdir.gather()
+    if not found:
+        raise InputError(f"nothing to report: {run.workdir.root} holds no records, run other stages before.")
     report.print_report(found, Console())
     report.write_html(found, run.workdir.root / "report.html")
 

@@ -16,7 +16,7 @@ import numpy as np
 from blrlab import compress, data, factors, records, train
 from blrlab.data import Dataset
 from blrlab.errors import InputError
-from blrlab.experiments import build, environment
+from blrlab.experiments import build
 from blrlab.experiments.build import Experiment
 from blrlab.experiments.workdir import Workdir
 from blrlab.models import gpt2, hf
@@ -88,7 +88,7 @@ def environment_record(run: Run, dataset: Dataset) -> records.Record:
     """Return the record of machine, config and text."""
     return {
         "kind": "env",
-        **environment.describe(),
+        **build.machine(),
         "config": run.name,
         "scale": run.scale,
         "parameters": compress.parameter_count(run.made.dense_shapes),

@@ -67,11 +67,14 @@ def _run(argv: Sequence[str]) -> int:
     config, name, scale, folder = command.load(argv)
     stages = chosen(config.stages)
     # Imported here so that a mistake on the command line is answered before the models have loaded.
-    from blrlab.experiments import build, environment, kernel_stages, model_stages
+    from blrlab import environment
+    from blrlab.experiments import build, kernel_stages, model_stages
 
     folder = folder or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     made = build.experiment(config)
-    machine = environment.describe()
+    if "bench" in stages and environment.version("torch"):
+        kernel_stages.check_benchmark(made)
+    machine = build.machine()
     flat = build.relevant(command.flatten(config))
     flat |= {f"machine.{field}": machine[field] for field in ("device", "jax", "torch", "triton")}
     workdir = Workdir(folder, flat, stages)
@@ -84,6 +87,7 @@ def _run(argv: Sequence[str]) -> int:
         "continue": model_stages.continue_dense,
         "eval": model_stages.evaluate,
         "bridge": kernel_stages.bridge,
+        "roofline": kernel_stages.predict_roofline,
         "bench": kernel_stages.benchmark,
         "report": kernel_stages.make_report,
     }

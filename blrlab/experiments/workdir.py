@@ -39,6 +39,7 @@ class Stage:
       parts: config fields, or groups of fields, that change its result; `machine` is where it runs.
       after: the stages whose results it starts from.
       optional: stages whose results it uses if they are there.
+      named_only: whether `all` leaves it out.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Stage:
     parts: tuple[str, ...]
     after: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
+    named_only: bool = False
 
 
 STAGES = (
@@ -56,19 +58,27 @@ STAGES = (
     Stage("continue", "params", ("heal",), ("dense",)),
     Stage("eval", "records.jsonl", ("eval",), ("dense",), ("compress", "heal", "continue")),
     Stage("bridge", "stage.json", ("machine",), ("compress",), ("heal",)),
-    Stage("bench", "records.jsonl", ("bench", "machine"), ("compress",), ("heal",)),
-    Stage("report", "../report.html", (), ("data",), ("dense", "compress", "heal", "continue", "eval", "bench")),
+    Stage("roofline", "records.jsonl", ("roofline",), named_only=True),
+    Stage("bench", "stage.json", ("bench", "machine"), (), ("compress", "heal")),
+    Stage(
+        "report",
+        "../report.html",
+        (),
+        (),
+        ("data", "dense", "compress", "heal", "continue", "eval", "roofline", "bench"),
+    ),
 )
 NAMES = tuple(stage.name for stage in STAGES)
 
 
 def chosen(stages: str) -> tuple[str, ...]:
-    """Read `config.stages`: all, or names with commas between, into the order they run in.
+    """Read `config.stages`: all (but those only run where named), or names with commas between, in running order.
 
     Raises:
       InputError: a name is unknown.
     """
-    names = NAMES if stages.strip() == "all" else tuple(filter(None, map(str.strip, stages.split(","))))
+    everything = tuple(stage.name for stage in STAGES if not stage.named_only)
+    names = everything if stages.strip() == "all" else tuple(filter(None, map(str.strip, stages.split(","))))
     if not names:
         raise InputError(f"config.stages is empty: give all, or some of {', '.join(NAMES)}.")
     for name in names:

@@ -40,7 +40,7 @@ def tiny(text):
         "heal.checkpoint_every": 2,
         "eval.windows": 8,
         "eval.batch": 4,
-        "bench.backends": "xla,torch",
+        "bench.impls": "xla,torch_eager",
         "bench.nets": "own",
         "bench.seconds": 0.001,
     }

@@ -22,7 +22,13 @@ WRONG = {
     "wrong type": ([CONFIG, "--config.factors.rank=many"], "is a whole number"),
     "wrong float": ([CONFIG, "--config.train.learning_rate=fast"], "is a number"),
     "unknown format": ([CONFIG, "--config.factors.format=monach"], 'Did you mean "monarch"?'),
-    "unknown backend": ([CONFIG, "--config.bench.backends=xla,tritn"], 'Did you mean "triton"?'),
+    "unknown backend": ([CONFIG, "--config.bench.impls=xla,torch_emm"], 'Did you mean "torch_bmm"?'),
+    "bench tokens": ([CONFIG, "--config.bench.tokens=1,x"], "whole numbers"),
+    "unknown roofline device": ([CONFIG, "--config.roofline.devices=a400"], "did you mean 'a40'"),
+    "own layers of nothing": (
+        ["--config=configs/layers.py:small", "--config.bench.nets=own"],
+        "run the stage compress",
+    ),
     "unknown net": ([CONFIG, "--config.bench.nets=gpt3"], "unknown net"),
     "unknown stage": ([CONFIG, "--config.stages=dense,compres"], 'Did you mean "compress"?'),
     "no stages": ([CONFIG, "--config.stages="], "stages is empty"),
@@ -57,7 +63,7 @@ WRONG = {
     "share of validation": ([CONFIG, "--config.data.valid_fraction=1"], "config.data.valid_fraction"),
     "user without a home": ([CONFIG, "--config.init_from=~nobody-here/x"], "no home folder"),
     "long name": ([f"--config={'x' * 300}"], ""),
-    "report of nothing": ([CONFIG, "--config.stages=report"], "starts from data"),
+    "report of nothing": ([CONFIG, "--config.stages=report"], "nothing to report"),
     "missing checkpoint": ([CONFIG, "--config.init_from=./nowhere"], "it is not a folder"),
 }
 

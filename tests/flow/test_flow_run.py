@@ -20,7 +20,7 @@ def finished(tiny, tmp_path_factory):
 
 def test_run_leaves_records_and_report(finished):
     found = records.read(finished / "records.jsonl")
-    assert {record["kind"] for record in found} == set(records.KINDS)
+    assert {record["kind"] for record in found} == {"env", "train", "compress", "eval", "bench"}
     stages = {record["stage"] for record in found if record["kind"] == "eval"}
     assert stages == {"dense", "dense_continued", "compressed", "healed"}
     assert {record["phase"] for record in found if record["kind"] == "train"} == {
@@ -31,7 +31,7 @@ def test_run_leaves_records_and_report(finished):
     hashes = {record["data_hash"] for record in found if "data_hash" in record}
     assert hashes == {next(record["data"]["hash"] for record in found if record.get("data"))}
     timed = {(row["op"], row["impl"]) for row in found if row["kind"] == "bench" and row["p50"]}
-    assert timed == {(op, impl) for op in ("dense", "monarch") for impl in ("xla", "torch")}
+    assert timed == {(op, impl) for op in ("dense", "monarch") for impl in ("xla", "torch_eager")}
     assert "<svg" in (finished / "report.html").read_text()
     assert json.loads((finished / "config.json").read_text())["scale"] == "small"
 
@@ -135,3 +135,16 @@ def test_pretrained_checkpoint(tiny, tmp_path, capsys):
     assert f"parameters from {tmp_path / 'model'}" in out
     assert "nats/token" in out
     assert "dense: step" not in out
+
+
+def test_layers_alone_need_no_model(tmp_path):
+    folder = tmp_path / "run"
+    fields = {"bench.impls": "torch_eager", "bench.layers": "c_fc", "bench.tokens": "2", "bench.seconds": 0.001}
+    arguments = [f"--config.{name}={value}" for name, value in fields.items()]
+    assert run.main(["--config=configs/layers.py:small", f"--workdir={folder}", *arguments]) == 0
+    found = records.read(folder / "records.jsonl")
+    assert {record["kind"] for record in found} == {"env", "bench", "bound", "advice"}
+    assert {(row["op"], row["impl"]) for row in found if row["kind"] == "bench"} == {
+        (op, "torch_eager") for op in ("dense", "low_rank", "monarch", "blast")
+    }
+    assert {row["device"] for row in found if row["kind"] == "bound"} == {"a40", "orin_nano_8gb", "h100_sxm"}
