@@ -62,7 +62,7 @@ def here(dtype: str, device: str = "") -> Card:
         return Card(where, _processor(dtype), None, dtype)
     from blrlab_ops import measuring
 
-    measured = measuring.measure(where.index or 0, "bfloat16" if dtype == "float32" else dtype)
+    measured = measuring.measure(where.index or 0, "bfloat16" if dtype == "float32" else dtype, seconds=0.5)
     return Card(where, measured, devices.match(torch.cuda.get_device_name(where)), dtype)
 
 

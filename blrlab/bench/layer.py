@@ -11,6 +11,7 @@ interpreter.
 """
 
 import argparse
+import faulthandler
 import os
 import sys
 import time
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="", help="default: the first CUDA GPU, else the CPU")
     parser.add_argument("--paper", type=Path, help="a clone of the source paper's repository, for its own kernels")
     parser.add_argument("--out", type=Path, help="the file of records; default: runs/layers-<time>/records.jsonl")
+    parser.add_argument("--workers", type=int, default=0, help="processes that compile ahead on a GPU; default: 0")
     parser.add_argument("--fresh", action="store_true", help="measure anew what --out holds already")
     return parser
 
@@ -86,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
     out = out / "records.jsonl" if out.is_dir() or not out.suffix else out
     results = Results(out, options.fresh)
     how = runner.settings(impls, options.seconds, card.here(groups[0].dtype, where), options.paper)
-    return runner.run(groups, how, results)
+    return runner.run(groups, how, results, options.workers)
 
 
 def _device(name: str) -> str:
@@ -153,4 +155,5 @@ def _pair(word: str, flag: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # where a library crashes the process, say in what call
     sys.exit(main())

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from blrlab import environment
-from blrlab.bench import problem, suite
+from blrlab.bench import ahead, problem, suite
 from blrlab.bench.card import Card
 from blrlab.bench.problem import Group
 from blrlab.bench.results import Results
@@ -22,8 +22,15 @@ def settings(impls: Sequence[str], seconds: float, card: Card, clone: Path | Non
     return Settings(impls, seconds, card, {name: here[name] for name in MACHINE}, clone)
 
 
-def run(groups: Sequence[Group], how: Settings, results: Results) -> int:
-    """Measure with a progress bar what the results lack; return the exit status, 1 where a backend failed its gate."""
+def run(groups: Sequence[Group], how: Settings, results: Results, workers: int = 0) -> int:
+    """Measure with a progress bar what the results lack; return the exit status, 1 where a backend failed its gate.
+
+    Args:
+      groups: layers at numbers of tokens.
+      how: the settings.
+      results: where rows go, and what is there already.
+      workers: processes that compile ahead; 0: compile as each is measured.
+    """
     console = Console()
     with _progress(console) as progress:
         task = progress.add_task("", total=len(groups))
@@ -31,7 +38,7 @@ def run(groups: Sequence[Group], how: Settings, results: Results) -> int:
         def say(line: str) -> None:
             progress.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-        failed = measure(groups, how, results, say, lambda done: progress.update(task, completed=done))
+        failed = measure(groups, how, results, say, lambda done: progress.update(task, completed=done), workers)
     where = results.path
     console.print(f"wrote {where}; python -m blrlab.report {where} --out=report.html shows it", soft_wrap=True)
     return 1 if failed else 0
@@ -43,6 +50,7 @@ def measure(
     results: Results,
     say: Callable[[str], None],
     done: Callable[[int], None] = lambda count: None,
+    workers: int = 0,
 ) -> int:
     """Measure what the results lack, and add every row as it is measured.
 
@@ -52,6 +60,7 @@ def measure(
       results: where rows go, and what is there already.
       say: takes a line a row, and what was left out.
       done: takes the number of groups that are finished.
+      workers: processes that compile ahead.
 
     Returns:
       How many backends failed their gate.
@@ -64,8 +73,11 @@ def measure(
         here = environment.describe(how.card.measured.name, "gpu" if how.card.is_gpu else "cpu")
         results.start({"kind": "env", **here, "peaks": how.card.peaks()})
     done(len(groups) - len(todo))
-    failed = 0
-    for number, rows in enumerate(suite.bench_layers(todo, how), len(groups) - len(todo) + 1):
+    failed, left_out = 0, len(groups) - len(todo)
+    compiled = ahead.compile_all(todo, how, workers)
+    for number, rows in enumerate(suite.bench_layers(todo, how), left_out + 1):
+        for row in rows:
+            row["tuning_s"] = compiled.get((number - left_out - 1, row["op"], row["impl"]), row["tuning_s"])
         results.add(rows)
         failed += sum(row["passed"] is False for row in rows)
         for row in rows:

@@ -97,12 +97,13 @@ def in_graphs(calls: Sequence[Call]) -> Callable[[], Sequence[float]]:
 
     The graphs know their tensors by address only: the sampler keeps the calls, and so their weights, alive.
     """
-    estimate = _eager_us(calls[: min(len(calls), 8)])
+    turn = _eager_us(calls[: min(len(calls), 8)]) * len(calls)
     # whole turns: a graph that ended amid one would meet weights again that are still in cache
-    turns = max(1, min(math.ceil(SAMPLE_US / (estimate * len(calls))), GRAPH_CALLS // len(calls)))
+    turns = max(1, min(math.ceil(SAMPLE_US / turn), GRAPH_CALLS // len(calls)))
+    windows = max(-(-len(calls) // GRAPH_CALLS), min(len(calls), int(turn / SAMPLE_US)), 1)
     rotation = [*calls] * turns
-    windows = -(-len(rotation) // GRAPH_CALLS)
-    graphs = [(capture(part), len(part)) for part in (rotation[start::windows] for start in range(windows))]
+    pool = torch.cuda.graph_pool_handle()  # nothing reads the results, so that windows may share their memory
+    graphs = [(capture(part, pool), len(part)) for part in (rotation[start::windows] for start in range(windows))]
     for graph, _ in graphs:
         replay_us(graph)  # the first replay of a graph brings it to the device as well
     order = itertools.cycle(graphs)
@@ -114,7 +115,7 @@ def in_graphs(calls: Sequence[Call]) -> Callable[[], Sequence[float]]:
     return sample
 
 
-def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+def capture(calls: Sequence[Call], pool: Any = None) -> torch.cuda.CUDAGraph:
     """Record calls as a CUDA graph, after warming up on a side stream."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -123,7 +124,7 @@ def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         for call in calls:
             call()
     return graph

@@ -1,11 +1,11 @@
 """What the CUDA card at hand reaches, as a `Device`: `python -m blrlab_ops.measure` prints and keeps it.
 
-Every rate is the median of calls that follow each other without a pause, after a warm-up in which clocks and
-temperature settle, so it is what a card sustains:
+Every rate is a ceiling: what a bound is drawn from must not be slower than what a layer can reach.
 
-- products: torch.matmul of square matrices of normal random numbers (zeros draw less power, and the clock rises);
+- products: torch.matmul of square matrices of normal random numbers (zeros draw less power, and the clock rises), the
+  fastest of short bursts: kept busy, a card lowers its clock, and layers are faster than what it sustains;
 - float32: the same in IEEE float32, tf32 off, so on CUDA cores;
-- DRAM: a copy within the card of at least ten times the L2, bytes read plus bytes written;
+- DRAM: the median of copies within the card of at least ten times the L2, bytes read plus bytes written;
 - L2: every multiprocessor reads a quarter of the L2 again and again (`triton_probes`), the best of a few numbers of
   programs; not measured where Triton cannot run;
 - launch: what one more kernel in sequence adds to a CUDA graph.
@@ -17,6 +17,7 @@ import importlib
 import itertools
 import math
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from .devices import Device
 DTYPES = ("bfloat16", "float16")
 LARGEST = {"tensor": 8192, "cuda": 4096}  # sides of the products
 PROGRAMS_PER_SM = (2, 4, 5)  # of the L2's readers; 5 is what the registers of a multiprocessor hold
+REST = 0.05  # s, between bursts of products
 GRAPHS = (200, 1200)  # launches in each of two graphs, whose difference is timed
 
 _MIB, _GIB = 2**20, 2**30
@@ -149,10 +151,17 @@ def read_passes(buffer_bytes: int, programs: int, sms: int) -> int:
 
 
 def _product_flops(dtype: torch.dtype, largest: int, seconds: float) -> float:
+    """Return the rate of the fastest product in short bursts: kept busy, a card lowers its clock to save power."""
     side = square_side(_free_bytes(), dtype.itemsize, largest)
-    left, right = (torch.randn(side, side, dtype=dtype, device="cuda") for _ in range(2))
-    out = torch.empty_like(left)
-    return 2 * side**3 / _seconds_a_call(lambda: torch.matmul(left, right, out=out), seconds)
+    rates = []
+    for each in (side, side // 2):
+        left, right = (torch.randn(each, each, dtype=dtype, device="cuda") for _ in range(2))
+        out = torch.empty_like(left)
+        fastest = _seconds_in_bursts(
+            lambda left=left, right=right, out=out: torch.matmul(left, right, out=out), seconds
+        )
+        rates.append(2 * each**3 / fastest)
+    return max(rates)
 
 
 def _float32_flops(seconds: float) -> float:
@@ -215,6 +224,17 @@ def _seconds_a_call(run: Callable[[], object], seconds: float) -> float:
     for _ in range(calls_in(seconds / 2, once)):
         run()
     return statistics.median(_call_times(run, calls_in(seconds, once)))
+
+
+def _seconds_in_bursts(run: Callable[[], object], seconds: float) -> float:
+    """Return the time of one call in the fastest of several bursts of ten, with rests between."""
+    run()
+    bursts = max(5, min(20, int(seconds / REST)))
+    fastest = float("inf")
+    for _ in range(bursts):
+        time.sleep(REST)
+        fastest = min(fastest, statistics.median(_call_times(run, 10)))
+    return fastest
 
 
 def _call_times(run: Callable[[], object], calls: int) -> list[float]:

@@ -1,0 +1,70 @@
+"""Compile what many groups will run before any of them is timed, in several processes at once.
+
+The processes fill the caches on disk of Triton and of `torch.compile`; the benchmark then finds everything there. What
+a compiler measures to choose by (XLA's and max-autotune's products) is left to the benchmark itself, where nothing
+else uses the GPU.
+"""
+
+import contextlib
+import io
+import multiprocessing
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from blrlab.bench.problem import Group
+from blrlab.bench.suite import Settings
+
+Seconds = dict[tuple[int, str, str], float]
+
+
+def compiles(impl: str) -> bool:
+    """Say whether a backend compiles in its first call, for a cache on disk. (The paper's kernels are tuned anew.)"""
+    return impl in ("torch_compile", "int8_weight_only") or impl.startswith(("triton_", "hopper_", "paper_"))
+
+
+def compile_all(groups: Sequence[Group], how: Settings, workers: int) -> Seconds:
+    """Run every compiled backend of every group once; return {(number of the group, op, impl): seconds of it}.
+
+    What fails here fails again, and is told, where it is verified.
+    """
+    impls = tuple(filter(compiles, how.impls))
+    if not (workers and impls and groups and how.card.is_gpu):
+        return {}
+    device = str(how.card.device)
+    shares = [list(enumerate(groups))[start::workers] for start in range(workers)]
+    # spawned, since a process that has used CUDA cannot be forked
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        found = pool.map(_compile_share, [(share, impls, device, how.clone) for share in shares if share])
+        return {key: seconds for each in found for key, seconds in each.items()}
+
+
+def _compile_share(work: tuple[list[tuple[int, Group]], tuple[str, ...], str, Path | None]) -> Seconds:
+    share, impls, device, clone = work
+    found: Seconds = {}
+    with contextlib.redirect_stdout(io.StringIO()):
+        for number, group in share:
+            found |= {(number, *key): seconds for key, seconds in _compile_group(group, impls, device, clone)}
+    return found
+
+
+def _compile_group(
+    group: Group, impls: Sequence[str], device: str, clone: Path | None
+) -> Iterator[tuple[tuple[str, str], float]]:
+    import torch
+
+    from blrlab.bench import backends
+
+    for each in group.problems(torch.device(device)):
+        for impl in impls:
+            backend = backends.backend(impl, clone)
+            if each.op not in backend.ops or backends.why_not(impl, each):
+                continue
+            started = time.perf_counter()
+            with contextlib.suppress(Exception), torch.no_grad():
+                backend.make(each, each.kernel)()
+                torch.cuda.synchronize()
+            yield (each.op, impl), time.perf_counter() - started
+    backends.forget_compiled()
+    torch.cuda.empty_cache()
