@@ -199,7 +199,7 @@ def _predicted(group: Any, each: Any, impl: str, algorithm: str, calls: int, l2:
         "algorithm": algorithm,
         **problem.fields(group.net, group.layer, case, group.dtype),
         "calls": calls,
-        "tensor_flops": sum(stage.tensor_flops for stage in stages),
+        "tensor_flops": sum(stage.padded_flops for stage in stages),
         "cuda_flops": sum(stage.cuda_flops for stage in stages),
         "dram_bytes": sum(stage.dram_bytes(l2) for stage in stages),
         "l2_bytes": sum(stage.l2_bytes for stage in stages),

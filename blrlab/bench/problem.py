@@ -53,7 +53,7 @@ class Problem:
         return sum(leaf.numel() * leaf.element_size() for leaf in leaves(self.kernel))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Group:
     """One layer at one number of tokens, whose formats and backends are compared with each other.
 
@@ -62,7 +62,7 @@ class Group:
       layer: the layer's name in it.
       dtype: of everything.
       cases: sizes by format, dense among them or not.
-      kernels: makes {format: kernel} where the numbers are given ones; None: random numbers.
+      kernels: {format: kernel} where the numbers are given ones; None: random numbers.
       seed: of the random numbers.
     """
 
@@ -70,7 +70,7 @@ class Group:
     layer: str
     dtype: str
     cases: tuple[Case, ...]
-    kernels: Callable[[], Mapping[str, Kernel]] | None = None
+    kernels: Mapping[str, Kernel] | None = None
     seed: int = 0
 
     @property
@@ -84,7 +84,7 @@ class Group:
         dtype = getattr(torch, self.dtype)
         first = self.cases[0]
         x = torch.randn(first.tokens, first.in_features, device=device, generator=generator).to(dtype)
-        given = self.kernels() if self.kernels else {}
+        given = self.kernels or {}
         made = (given.get(case.format, None) for case in self.cases)
         kernels = [
             _random(case, device, generator) if kernel is None else kernel
@@ -197,7 +197,7 @@ def given_group(net: str, layer: str, kernel: dict[str, Tensor], tokens: int, se
     blocks = {"low_rank": (1, 1), "monarch": tuple(V.shape[:2]), "blast": (V.shape[0], U.shape[0])}[op]
     cases = (Case("dense", tokens, i, o, (1, 1), 0), Case(op, tokens, i, o, blocks, V.shape[-1]))
     dtype = str(V.dtype).removeprefix("torch.")
-    return Group(net, layer, dtype, cases, lambda: {"dense": weight, op: kernel}, seed)
+    return Group(net, layer, dtype, cases, {"dense": weight, op: kernel}, seed)
 
 
 def fields(net: str, layer: str, case: Case, dtype: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import torch
 from blrlab_ops import cost
 from torch import Tensor
 
-from blrlab.bench import backends, interpreted, problem, timing
+from blrlab.bench import backends, beside, interpreted, problem, timing
 from blrlab.bench.backends import Backend
 from blrlab.bench.card import Card, clock_and_temperature
 from blrlab.bench.gate import Errors, Judge
@@ -58,20 +58,44 @@ class _Entry:
 def bench_layers(groups: Sequence[Group], settings: Settings) -> Iterator[list[Row]]:
     """Benchmark groups; yield the rows of one after another.
 
-    Without a GPU the Triton kernels are verified in their interpreter, all groups in one child process.
+    Without a GPU the Triton kernels are verified in their interpreter, all groups in one child process. On one XLA
+    runs in a process of its own.
     """
     found = _interpreted(groups, settings)
-    for number, group in enumerate(groups):
-        entries = [_verified(each, settings) for each in _entries(group, settings)]
-        _time([entry for entry in entries if entry.verified], settings)
-        rows = [entry.row for entry in entries]
-        for row in rows:
-            verdict = found.get((number, row["op"], row["impl"]))
-            if verdict is not None and row["passed"] is None:
-                _interpret(row, verdict)
-        del entries
-        _forget(settings)
-        yield rows
+    aside = beside.Beside(settings) if beside.needed(settings) else None
+    try:
+        for number, group in enumerate(groups):
+            rows = _bench_group(group, settings, aside)
+            for row in rows:
+                verdict = found.get((number, row["op"], row["impl"]))
+                if verdict is not None and row["passed"] is None:
+                    _interpret(row, verdict)
+            yield rows
+    finally:
+        if aside:
+            aside.close()
+
+
+def _bench_group(group: Group, settings: Settings, aside: beside.Beside | None) -> list[Row]:
+    entries = _entries(group, settings)
+    here = [entry for entry in entries if not (aside and entry.backend.name == beside.XLA)]
+    for entry in here:
+        _verified(entry, settings)
+    _time([entry for entry in here if entry.verified], settings)
+    rows = [entry.row for entry in entries]
+    del entries, here
+    _forget(settings)
+    if aside:
+        _take_over(rows, aside.rows(group))
+    return rows
+
+
+def _take_over(rows: Sequence[Row], found: Sequence[Row] | str) -> None:
+    """Fill XLA's rows with what the process beside found, or with why it found nothing."""
+    measured = {} if isinstance(found, str) else {row["op"]: row for row in found}
+    for row in rows:
+        if row["impl"] == beside.XLA:
+            row |= measured.get(row["op"], {"reason": found if isinstance(found, str) else "XLA gave no such row"})
 
 
 def planned(group: Group, settings: Settings) -> list[tuple[str, str]]:

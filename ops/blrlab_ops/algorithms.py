@@ -19,10 +19,10 @@ plain ints; nothing but Python is needed. n tokens, W [i, o] in b1 x b2 blocks [
 Bytes at DRAM are operands once a launch, intermediates as far as the L2 does not keep them, and what a product reads
 again because of the order it takes its tiles in: a library goes down strips of columns and reads the left side once a
 strip; the Triton kernels of this package go along rows and read the right side again for every wave of programs. Of
-`size` bytes used again, size / (0.8 L2) are no longer in the L2, at most all of them. The 0.8 and the width of a strip
-are measured: with them the bytes that an H100 counted for 4096 x 4096 layers at 1024 and 16384 tokens come out within
-10 % (`python -m blrlab.bench.counters`). Operations are those executed: as a product, S is padded to a library's
-smallest tile.
+`size` bytes used again, size / (0.8 L2) are no longer in the L2, at most all of them. The 0.8, the width of a strip and
+the size of a wave are measured, on an H100 (`python -m blrlab.bench.counters`); a library's true order is not known,
+so its layers with much more input than L2 may be off by a quarter. Operations are the useful ones, and beside them
+those executed, of whole tiles.
 
 Bytes at the L2 follow from tiles: a product [m, k] [k, n] in tiles (bm, bn) reads its left side n / bn times and its
 right side m / bm times. A program's accumulators must fit registers, which bounds the tokens of a program that is fused
@@ -50,10 +50,11 @@ ACCUMULATORS = 2**15  # float32 sums that one program keeps in registers: half o
 LEAST_ROWS = 16  # of a product on tensor cores
 RANKS = 128  # for which a fused program of blast keeps sums at a time
 STRIP = 1024  # columns that a library's product goes down before it turns to the next
-WAVE = 264  # programs that run at once: two on each of an H100's multiprocessors
+WAVE = 224  # programs that run at once: one or two on each of an H100's 132 multiprocessors
+MIXING_WAVE = 132  # of blast's mixing stage: one, whose sums fill the registers
 KEPT = 0.8  # share of the L2 that holds what is used again
 MIXING_ROWS, MIXING_DEPTH = 64, 16  # of a library's smallest tile, to which S is padded as a product
-ORDERS = ("strips", "rows")
+ORDERS = {"strips": (64, 128, 64), "rows": (128, 128, 32)}  # with rows, columns and depth that tiles come in
 
 
 class Stage(NamedTuple):
@@ -68,6 +69,7 @@ class Stage(NamedTuple):
       written_bytes: of intermediates, written once.
       l2_bytes: between L2 and the multiprocessors.
       again: (bytes, times) of what is read again, after its first time.
+      padded_flops: on tensor cores, of whole tiles: what is executed.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Stage(NamedTuple):
     written_bytes: int
     l2_bytes: int
     again: tuple[tuple[int, int], ...] = ()
+    padded_flops: int = 0
 
     def dram_bytes(self, l2_bytes: int) -> int:
         """Return the bytes at DRAM where the L2 has this size."""
@@ -151,7 +154,7 @@ def stages(
     if algorithm not in ALGORITHMS[format]:
         raise ValueError(f"algorithm {algorithm!r} of {format} is not one of {ALGORITHMS[format]}")
     if order not in ORDERS:
-        raise ValueError(f"order {order!r} is not one of {ORDERS}")
+        raise ValueError(f"order {order!r} is not one of {tuple(ORDERS)}")
     mixing = mixing or mixing_tile(blocks[1])
     layer = _Layer(tokens, in_features, out_features, *blocks, rank, itemsize, tile, mixing, cluster, order)
     return {
@@ -226,11 +229,17 @@ class _Layer(NamedTuple):
             again = (batch * k * n, self.waves(self.tile[0], batch * -(-n // self.tile[1])) - 1)
         else:
             again = (m * k, batch * (-(-n // STRIP) - 1))
-        return self.stage(name, 2 * batch * m * k * n, 0, elements - reads - writes, reads, writes, through_l2, again)
+        found = self.stage(name, 2 * batch * m * k * n, 0, elements - reads - writes, reads, writes, through_l2, again)
+        return found._replace(padded_flops=2 * batch * self.whole_tiles(m, k, n))
 
-    def waves(self, rows: int, programs: int) -> int:
+    def whole_tiles(self, m: int, k: int, n: int, ranks: int = 0) -> int:
+        """Return m k n with every side as long as its tiles; `ranks` are the columns of a tile where they are other."""
+        rows, columns, depth = ORDERS[self.order]
+        return math.prod(-(-side // tile) * tile for side, tile in ((m, rows), (k, depth), (n, ranks or columns)))
+
+    def waves(self, rows: int, programs: int, at_once: int = WAVE) -> int:
         """Return the waves of programs, of which each owns this many tokens, with so many to the same tokens."""
-        return -(-self.n // (rows * max(1, WAVE // programs)))
+        return -(-self.n // (rows * max(1, at_once // programs)))
 
     def copy(self, name: str, elements: int, to_output: bool = False) -> Stage:
         """Return the permutation of an intermediate; to_output: its result is y."""
@@ -298,10 +307,11 @@ def _monarch_fused(a: _Layer) -> tuple[Stage, ...]:
 
 
 def _blast_three_stage(a: _Layer) -> tuple[Stage, ...]:
-    Z, W = a.n * a.b1 * a.r, a.n * a.b2 * a.r
+    Z, W, S = a.n * a.b1 * a.r, a.n * a.b2 * a.r, a.b1 * a.b2 * a.r
+    mixing = a.stage("Z S", 2 * a.n * S, 0, S, Z, W, Z + W + S)._replace(padded_flops=a.mixing_product())
     return (
         a.product("x V", a.n, a.i // a.b1, a.r, a.b1, writes=Z),
-        a.stage("Z S", a.mixing_product(), 0, a.b1 * a.b2 * a.r, Z, W, Z + W + a.b1 * a.b2 * a.r),
+        mixing,
         a.product("W U", a.n, a.r, a.o // a.b2, a.b2, reads=W),
     )
 
@@ -317,12 +327,11 @@ def _blast_two_stage(a: _Layer) -> tuple[Stage, ...]:
     x, V, S, W = a.n * a.i, a.i * a.r, a.b1 * a.b2 * a.r, a.n * a.b2 * a.r
     rows, ranks = a.mixing
     through_l2 = x * -(-a.r // ranks) + (V + S) * a.loads(rows) + W
-    again = (V, a.waves(rows, -(-a.r // ranks)) - 1) if a.order == "rows" else (0, 0)
+    again = (V, a.waves(rows, -(-a.r // ranks), MIXING_WAVE) - 1) if a.order == "rows" else (0, 0)
     mixing = 2 * a.n * a.r * a.b1 * a.b2
-    return (
-        a.stage("x V S", 2 * a.n * a.i * a.r, mixing, x + V + S, 0, W, through_l2, again),
-        a.product("W U", a.n, a.r, a.o // a.b2, a.b2, reads=W),
-    )
+    first = a.stage("x V S", 2 * a.n * a.i * a.r, mixing, x + V + S, 0, W, through_l2, again)
+    first = first._replace(padded_flops=2 * a.b1 * a.whole_tiles(a.n, a.i // a.b1, a.r, ranks))
+    return first, a.product("W U", a.n, a.r, a.o // a.b2, a.b2, reads=W)
 
 
 def _blast_fused(a: _Layer) -> tuple[Stage, ...]:

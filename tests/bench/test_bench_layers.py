@@ -271,7 +271,7 @@ def test_a_backend_whose_copies_do_not_fit_is_verified_and_has_no_speed(group, s
 
 def test_a_layer_of_zeros_is_benchmarked_and_no_crash(group, settings, problem) -> None:
     zeros = {name: torch.zeros_like(factor) for name, factor in problem("monarch").kernel.items()}
-    (rows,) = bench([group("monarch", kernels=lambda: {"monarch": zeros})], settings("xla", "torch_eager", "torch_bmm"))
+    (rows,) = bench([group("monarch", kernels={"monarch": zeros})], settings("xla", "torch_eager", "torch_bmm"))
     for row in rows:
         assert_timed(row)
         assert row["error"] == 0
@@ -285,7 +285,7 @@ def test_every_backend_of_a_given_layer_runs_on_its_own_numbers(group, settings,
         return PLAIN.make(problem, kernel)
 
     monkeypatch.setitem(BACKENDS, "torch_eager", dataclasses.replace(PLAIN, make=make))
-    ((row,),) = bench([group("blast", kernels=lambda: {"blast": given}, seed=9)], settings("torch_eager"))
+    ((row,),) = bench([group("blast", kernels={"blast": given}, seed=9)], settings("torch_eager"))
     assert_timed(row)
     assert len(seen) >= 2, "to be verified, and to be timed"
     assert all(torch.equal(kernel[name], leaf) for kernel in seen for name, leaf in given.items())

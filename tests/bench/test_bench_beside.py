@@ -1,0 +1,57 @@
+"""XLA in a process of its own: the same rows, and a crash that costs only them."""
+
+from concurrent.futures.process import BrokenProcessPool
+
+import pytest
+import torch
+
+from blrlab.bench import beside, suite
+from blrlab.bench.beside import Beside
+
+pytest.importorskip("jax", reason="JAX is not installed")
+
+
+def test_a_second_process_gives_the_rows_in_their_places(group, settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(beside, "needed", lambda settings: "torch_eager" in settings.impls)
+    asked = settings("xla", "torch_eager")
+    given = {"monarch": {"V": torch.randn(3, 2, 8, 4), "U": torch.randn(3, 2, 4, 18)}}
+    (rows,) = suite.bench_layers([group("dense", "monarch", kernels=given)], asked)
+    assert [(row["op"], row["impl"]) for row in rows] == suite.planned(group("dense", "monarch"), asked)
+    for row in rows:
+        assert row["passed"], row
+        assert row["p20"] <= row["p50"] <= row["p80"]
+
+
+def test_a_crash_costs_only_the_rows_of_xla(group, settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Crashing:
+        def __init__(self, *_: object):
+            self.closed = False
+
+        def submit(self, *_: object):
+            return self
+
+        def result(self):
+            raise BrokenProcessPool
+
+        def shutdown(self, **_: object) -> None:
+            self.closed = True
+
+    monkeypatch.setattr(beside, "ProcessPoolExecutor", Crashing)
+    monkeypatch.setattr(beside, "needed", lambda settings: True)
+    (rows,) = suite.bench_layers([group("dense")], settings("xla", "torch_eager"))
+    found = {row["impl"]: row for row in rows}
+    assert found["torch_eager"]["passed"] is True
+    assert (found["xla"]["passed"], found["xla"]["p50"]) == (None, None)
+    assert "crashed" in found["xla"]["reason"]
+
+
+def test_after_a_crash_the_process_starts_anew(settings) -> None:
+    other = Beside(settings("xla", "torch_eager"))
+    assert other._settings.impls == ("xla",)
+    other.close()
+    other.close()
+
+
+def test_xla_stays_where_it_is_alone_or_on_a_cpu(settings) -> None:
+    assert not beside.needed(settings("xla"))
+    assert not beside.needed(settings("xla", "torch_eager"))
