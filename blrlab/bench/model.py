@@ -117,6 +117,7 @@ def measure(net: Any, groups: Sequence[Any], settings: Any, results: Any) -> int
         rows = [model_rows.identity(net, group, *each) for each in model_rows.planned(net, group.phase, settings.impls)]
         return all(results.has(row, settings.machine) for row in rows)
 
+    groups = [group for group in groups if model_rows.planned(net, group.phase, settings.impls)]
     todo = [group for group in groups if not is_there(group)]
     if len(todo) < len(groups):
         at = ", ".join(results.commits())

@@ -8,7 +8,9 @@ nothing reads, also behind an optimisation barrier, and then times nothing.
 
 import functools
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,42 @@ METHOD = "{copies} weight copies; JAX's profiler, the kernels' time on the devic
 
 def call(problem: Problem, kernel: Kernel) -> Callable[[], jax.Array]:
     """Return a call of the jitted layer on JAX's own copies of kernel and input."""
-    held = {name: to_jax(leaf) for name, leaf in kernel.items()} if isinstance(kernel, dict) else to_jax(kernel)
-    x, run = _input(problem), _layer(problem)
+    held, x, run = _held(kernel), _input(problem), _layer(problem)
     return lambda: run(held, x)
 
 
-@functools.lru_cache(maxsize=2)
+def compile_together(problems: Sequence[Problem]) -> dict[str, float]:
+    """Compile the layers of several problems at the same time; return {op: seconds of it}.
+
+    Compiling is the processor's work; where XLA measures products to choose among them, it takes turns on the GPU.
+    """
+    with ThreadPoolExecutor(max(len(problems), 1)) as pool:
+        return dict(zip([each.op for each in problems], pool.map(_compile, problems), strict=True))
+
+
+def _compile(problem: Problem) -> float:
+    started = time.perf_counter()
+    _COMPILED[problem] = _jitted().lower(_held(problem.kernel), _input(problem)).compile()
+    return time.perf_counter() - started
+
+
+_COMPILED: dict[Problem, Callable[..., jax.Array]] = {}  # until `forget`
+
+
 def _layer(problem: Problem) -> Callable[..., jax.Array]:
+    return _COMPILED.get(problem) or _COMPILED.setdefault(problem, _jitted())
+
+
+def _jitted() -> Any:
     # float32 means IEEE on a GPU too, not tf32
     return jax.jit(jax.default_matmul_precision("highest")(factors.apply))
 
 
-@functools.lru_cache(maxsize=2)
+def _held(kernel: Kernel) -> Any:
+    return {name: to_jax(leaf) for name, leaf in kernel.items()} if isinstance(kernel, dict) else to_jax(kernel)
+
+
+@functools.lru_cache(maxsize=4)
 def _input(problem: Problem) -> jax.Array:
     return to_jax(problem.x)
 
@@ -98,5 +124,5 @@ def _kernels(folder: Path) -> list[float]:
 
 def forget() -> None:
     """Free what the calls of a problem hold."""
-    _layer.cache_clear()
+    _COMPILED.clear()
     _input.cache_clear()

@@ -55,3 +55,18 @@ def test_after_a_crash_the_process_starts_anew(settings) -> None:
 def test_xla_stays_where_it_is_alone_or_on_a_cpu(settings) -> None:
     assert not beside.needed(settings("xla"))
     assert not beside.needed(settings("xla", "torch_eager"))
+
+
+def test_layers_compiled_together_are_those_that_run(problem) -> None:
+    from blrlab.bench import xla
+    from blrlab.bench.gate import Judge
+
+    problems = [problem(op) for op in ("dense", "low_rank", "monarch", "blast")]
+    found = xla.compile_together(problems)
+    assert set(found) == {"dense", "low_rank", "monarch", "blast"}
+    assert all(seconds > 0 for seconds in found.values())
+    for each in problems:
+        assert xla._layer(each) is xla._COMPILED[each]
+        assert Judge(each).judge(xla.to_torch(xla.call(each, each.kernel)()), None).passed
+    xla.forget()
+    assert not xla._COMPILED
