@@ -18,7 +18,7 @@ from blrlab.report.plots.roofline import roofline_figure, roofline_points
 from blrlab.report.plots.speedup import MOST_PANELS, bar_names, speedup_figure
 from blrlab.report.summary.advice import Advice, choose
 from blrlab.report.summary.bounds import by_shape
-from blrlab.report.summary.latency import LayerKey, Timing, by_layer, verified_time
+from blrlab.report.summary.latency import LayerKey, Timing, by_layer, profiled, verified_time
 from blrlab.report.summary.speed import Speed, by_net, some_tokens, speeds
 from blrlab.report.tables.data import overview_data, roofline_data
 from blrlab.report.tables.predictions import advice_data, prediction_table
@@ -58,7 +58,7 @@ BOUNDS_CAPTION = (
 def device_pictures(device: str, records: list[Record], peaks: Record) -> list[Picture]:
     """Return speeds over dense, times and the roofline of one device."""
     layers = by_layer(records)
-    found = _overview_picture(device, speeds(layers))
+    found = _overview_picture(device, speeds(layers), any(map(profiled, records)))
     for net, members in by_net(layers).items():
         found += [*_speed_pictures(device, net, members), *_time_pictures(device, net, list(members.values()))]
     if not any(verified_time(r) for r in records):
@@ -89,10 +89,11 @@ def advice_pictures(device: str, found: list[Advice]) -> list[Picture]:
     return there(picture(title, caption, partial(advice_figure, shown), "", partial(advice_data, shown)))
 
 
-def _overview_picture(device: str, found: list[Speed]) -> list[Picture]:
+def _overview_picture(device: str, found: list[Speed], profiled: bool) -> list[Picture]:
     title = f"Speed over dense on {device}, all layers"
+    caption = f"{OVERVIEW_CAPTION} {words.PROFILED}" if profiled else OVERVIEW_CAPTION
     data = partial(overview_data, title, found)
-    return there(picture(title, OVERVIEW_CAPTION, partial(overview_figure, found), "", data))
+    return there(picture(title, caption, partial(overview_figure, found), "", data))
 
 
 def _speed_pictures(device: str, net: str, layers: dict[LayerKey, list[Timing]]) -> list[Picture]:

@@ -33,6 +33,8 @@ FAMILIES = {"triton_": "Triton", "hopper_": "Hopper", "paper_": "paper", "torch_
 TERMS = {"tensor": "tensor cores", "cuda": "CUDA cores", "dram": "DRAM", "l2": "L2", "launch": "launches"}
 PHASES = {"train_step": "train step"}
 
+PROFILED = "XLA's times are its kernels' on the device, without the gaps between them (about 1 us each in a graph)."
+
 
 def name(table: dict[str, str], key: Any) -> str:
     """Return the reader's name of a format, stage or backend, or the word itself where there is none."""

@@ -26,7 +26,7 @@ def read_kernel(buffer, sums, blocks, ROUNDS: tl.constexpr, BLOCK: tl.constexpr,
     elements = tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for _ in range(0, ROUNDS):
-        for _ in tl.static_range(UNROLL):
+        for _ in tl.static_range(UNROLL):  # pyright: ignore[reportGeneralTypeIssues]
             total += tl.load(buffer + block * BLOCK + elements, cache_modifier=".cg")  # [BLOCK]
             block += 1
             block = tl.where(block == blocks, 0, block)

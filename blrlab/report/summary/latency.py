@@ -52,6 +52,11 @@ def verified_time(record: Record) -> float | None:
     return p50 if record.get("passed") is True and p50 is not None and p50 > 0 else None
 
 
+def profiled(record: Record) -> bool:
+    """Say whether a time is a profiler's sum over kernels, which leaves the gaps between them out."""
+    return "profiler" in text(record.get("method"), "")
+
+
 def why_no_time(record: Record) -> str | None:
     """Return the reason for which a record has no speed, or None where it has one."""
     if verified_time(record) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from blrlab.report import words
 from blrlab.report.groups import Record, finite, text
-from blrlab.report.summary.latency import Timing, by_layer, layer_title, op_names, why_no_time
+from blrlab.report.summary.latency import Timing, by_layer, layer_title, op_names, profiled, why_no_time
 from blrlab.report.tables.table import Column, Table
 
 COLUMNS = (
@@ -52,7 +52,7 @@ def latency_table(device: str, records: list[Record]) -> Table:
     notes = [f"[{number}] {words.sentence(reason)}" for reason, number in reasons.items()]
     table = Table(f"Latency of layers on {device}", COLUMNS, tuple(rows), frozenset(breaks))
     table = table.without_empty(ALWAYS).say_once(["tokens", "dtype", "clock\nMHz", "degrees\nC"])
-    return table.noted(*notes, *HOW_TO_READ)
+    return table.noted(*notes, *HOW_TO_READ, *([words.PROFILED] if any(map(profiled, records)) else []))
 
 
 def _cells(timing: Timing, op: str, reasons: dict[str, int]) -> tuple[str, ...]:
