@@ -21,7 +21,7 @@ from typing import Any
 
 from blrlab_ops import algorithms, cost
 
-from blrlab import records
+from blrlab import environment, records
 from blrlab.errors import InputError
 
 EXIT_INPUT = 2
@@ -97,8 +97,10 @@ def count(net: str, layer: str, tokens: str) -> Iterator[Row]:
     mixing = ("--profile-from-start", "off", "--kernel-name", MIXING_KERNELS)
     rows = _profiled(RANGE_COUNTERS, whole, ("--child=all", *flags))
     mixed = {_name(row): row for row in _profiled(KERNEL_COUNTERS, mixing, ("--child=mixing", *flags))}
+    here = environment.describe(rows[0]["device"], "gpu") if rows else {}
     for row in rows:
-        yield row | {"counted_cuda_flops": mixed.get(_name(row), {}).get("counted_cuda_flops")}
+        machine = {name: here[name] for name in ("torch", "triton", "driver", "commit", "time")}
+        yield {**row, "counted_cuda_flops": mixed.get(_name(row), {}).get("counted_cuda_flops"), **machine}
 
 
 def _name(row: Row) -> tuple[Any, ...]:
@@ -187,6 +189,8 @@ def _child(options: argparse.Namespace) -> int:
 
 
 def _predicted(group: Any, each: Any, impl: str, algorithm: str, calls: int, l2: int) -> Row:
+    import torch
+
     from blrlab.bench import problem
 
     case = each.case
@@ -204,6 +208,7 @@ def _predicted(group: Any, each: Any, impl: str, algorithm: str, calls: int, l2:
         "dram_bytes": sum(stage.dram_bytes(l2) for stage in stages),
         "l2_bytes": sum(stage.l2_bytes for stage in stages),
         "l2_size": l2,
+        "device": torch.cuda.get_device_name(each.x.device),
     }
 
 

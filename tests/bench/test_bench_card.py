@@ -44,7 +44,7 @@ def test_a_processor_has_no_data_sheet_and_its_ceilings_are_a_record() -> None:
 def test_a_gpu_is_measured_and_has_its_data_sheet_beside_it(dtype: str, measured_in: str, device, monkeypatch) -> None:
     asked = []
     made = device(name="NVIDIA A40", tensor_flops=1.2e14, cuda_flops=3e13, l2_bytes_per_s=2e12, launch_us=1.5)
-    monkeypatch.setattr(measuring, "measure", lambda index, dtype: asked.append((index, dtype)) or made)
+    monkeypatch.setattr(measuring, "measure", lambda index, dtype, seconds: asked.append((index, dtype)) or made)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "NVIDIA A40")
     here = card.here(dtype, "cuda:1")
     assert asked == [(1, measured_in)], "tensor cores have no float32: its rate is the processor's of the card"

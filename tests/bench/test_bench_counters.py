@@ -38,6 +38,7 @@ def described(impl: str, **fields: object) -> dict:
     """Make a row as the child prints it."""
     row = {
         "kind": "counters",
+        "device": "a card",
         "impl": impl,
         "op": "dense",
         "net": "llama7b",
@@ -104,6 +105,8 @@ def profiler(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(counters.shutil, "which", lambda name: f"/opt/{name}")
     monkeypatch.setattr(subprocess, "run", run)
+    machine = dict.fromkeys(("torch", "triton", "driver", "commit", "time"), "known")
+    monkeypatch.setattr(counters.environment, "describe", lambda device, backend: machine | {"device": device})
     return said, commands
 
 
@@ -127,6 +130,7 @@ def test_counted_is_of_one_call_and_beside_predicted(profiler, capsys, tmp_path:
     assert first["counted_dram_bytes"] == (213_394_432 + 1_048_576) / 2
     assert (first["counted_cuda_flops"], second["counted_cuda_flops"]) == (None, 2023.0)
     assert second["counted_l2_bytes"] == 64 / 4
+    assert (first["device"], first["commit"], first["torch"]) == ("a card", "known", "known")
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2
     assert "tensor_flops 1.718e+10 / 1.718e+10 = 1.000; dram_bytes 1.072e+08 / 1.072e+08 = 1.000" in lines[0]
