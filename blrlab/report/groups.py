@@ -132,7 +132,7 @@ def labels(runs: list[Run]) -> list[str]:
     return next((names for names in choices if len(set(names)) == len(names)), choices[-1])
 
 
-def bench_by_device(runs: Iterable[Run]) -> dict[str, list[Record]]:
-    """Group bench records by the device they ran on, with the device of their run where they name none."""
-    rows = ({**r, "device": text(r.get("device"), run.device)} for run in runs for r in run.of("bench"))
+def bench_by_device(runs: Iterable[Run], kind: str = "bench") -> dict[str, list[Record]]:
+    """Group bench (or counters) records by their device, which is that of their run where they name none."""
+    rows = ({**r, "device": text(r.get("device"), run.device)} for run in runs for r in run.of(kind))
     return grouped(rows, lambda r: r["device"])

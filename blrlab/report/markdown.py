@@ -11,6 +11,7 @@ from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
 from blrlab.report.summary.latency import Timing, by_layer
 from blrlab.report.summary.speed import Speed, speeds
+from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.predictions import advice_table, prediction_table
 from blrlab.report.tables.quality import quality_tables
 from blrlab.report.tables.speed import Times, means_table, side_by_side
@@ -92,6 +93,10 @@ def _bounds(runs: list[Run]) -> list[str]:
     return [from_table(prediction_table(device, rows)) for device, rows in predictions(runs).items()]
 
 
+def _counters(runs: list[Run]) -> list[str]:
+    return [from_table(counters_table(device, rows)) for device, rows in bench_by_device(runs, "counters").items()]
+
+
 def _advice(runs: list[Run]) -> list[str]:
     return [from_table(advice_table(device, found)) for device, found in advices(runs).items()]
 
@@ -102,4 +107,5 @@ KINDS: dict[str, Callable[[list[Run]], list[str]]] = {
     "quality": _quality,
     "bounds": _bounds,
     "advice": _advice,
+    "counters": _counters,
 }

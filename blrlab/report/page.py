@@ -21,6 +21,7 @@ from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences, pr
 from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
 from blrlab.report.tables.compression import compression_table
+from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.latency import latency_table
 from blrlab.report.tables.predictions import advice_table, prediction_table
 from blrlab.report.tables.provenance import provenance_table
@@ -102,6 +103,7 @@ def _tables(runs: list[Run], quality: Quality, timings: dict[str, list[Record]])
         tables += [*quality_tables(data_hash, device, members), compression_table(members)]
     for device, rows in timings.items():
         tables += [means_table(device, rows), latency_table(device, rows)]
+    tables += [counters_table(device, rows) for device, rows in bench_by_device(runs, "counters").items()]
     tables += [prediction_table(device, rows) for device, rows in predictions(runs).items()]
     tables += [advice_table(device, found) for device, found in advices(runs).items()]
     return [shown for shown in tables if shown]

@@ -15,6 +15,7 @@ from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences, pr
 from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
 from blrlab.report.tables.compression import compression_table
+from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.latency import latency_table
 from blrlab.report.tables.predictions import advice_table, prediction_table
 from blrlab.report.tables.quality import quality_tables
@@ -73,7 +74,10 @@ def _print_latency(runs: list[Run], console: Console) -> None:
             print_table(means, console)
         for line in latency_sentences(device, rows):
             _say(console, line)
-    if not timings:
+    counted = bench_by_device(runs, "counters")
+    for device, rows in counted.items():
+        print_table(counters_table(device, rows), console)
+    if not (timings or counted):
         _say(console, "No layer was timed in these records.")
 
 

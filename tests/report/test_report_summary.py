@@ -207,3 +207,19 @@ def test_labels_are_moved_apart_in_order():
     assert placed[1] - placed[0] == pytest.approx(0.1, rel=1e-3)
     assert placed == sorted(placed)
     assert placed[2] == 0.9
+
+
+def test_counts_stand_beside_the_cost_model() -> None:
+    from blrlab.report.tables.counters import counters_table
+
+    row = {
+        "kind": "counters", "net": "llama7b", "layer": "qkvo", "tokens": 1024, "op": "blast", "impl": "torch_bmm",
+        "tensor_flops": 100, "counted_tensor_flops": 101, "cuda_flops": 0, "counted_cuda_flops": None,
+        "dram_bytes": 50e6, "counted_dram_bytes": 45e6, "l2_bytes": 2e8, "counted_l2_bytes": 1e8, "l2_size": 30e6,
+    }  # fmt: skip
+    table = counters_table(
+        "a GPU", [row | {"counted_tensor_flops": 1}, row, row | {"layer": "down", "dram_bytes": 9e7}]
+    )
+    assert table.rows[0][4:] == ("1.010", "-", "45", "0.900*", "100", "0.500")
+    assert (len(table.rows), table.breaks) == (2, frozenset({0, 1}))
+    assert table.rows[1][7] == "0.500", "it moves more than twice the L2"
