@@ -2,10 +2,10 @@
 
     python -m blrlab.experiments.run --config=configs/layers.py
 
-Scales: `:small` (GPT2-S's layers at one number of tokens; a minute on two CPU cores, where the Triton kernels are
+Scales: `:small` (GPT2-S's layers at one number of tokens; two minutes on two CPU cores, where the Triton kernels are
 verified in their interpreter and not timed) and `:full` (every layer of the source paper at 1, 16, its own and 16384
-tokens, for a GPU; 10 minutes on one H100). Expect a report whose bars say which backend beats dense, and heat maps
-that say what could.
+tokens, for a GPU; some ten minutes on one H100). Expect a report whose bars say which backend beats dense, and heat
+maps that say what could.
 """
 
 from blrlab.experiments import defaults
@@ -22,6 +22,6 @@ def get_config(scale: str = "small"):
         config.bench.seconds = 0.02
     else:
         papers = "llama7b,llama1b,gpt2s,vit_b,dit_xl"
-        config.bench.update(nets=papers, tokens="1,16,0,16384", seconds=0.1)
+        config.bench.update(nets=papers, tokens="1,16,0,16384", seconds=0.1, workers=8)
         config.roofline.nets = papers
     return config.lock()

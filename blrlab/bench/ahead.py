@@ -1,8 +1,8 @@
 """Compile what many groups will run before any of them is timed, in several processes at once.
 
 The processes fill the caches on disk of Triton and of `torch.compile`; the benchmark then finds everything there. What
-a compiler measures to choose by (XLA's and max-autotune's products) is left to the benchmark itself, where nothing
-else uses the GPU.
+measures to choose by (XLA, max-autotune, int8's tiles, the paper's kernels) is left to the benchmark itself, where
+nothing else uses the GPU.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from blrlab.bench.beside import quiet
 from blrlab.bench.problem import Group
 from blrlab.bench.suite import Settings
 
@@ -20,8 +21,8 @@ Seconds = dict[tuple[int, str, str], float]
 
 
 def compiles(impl: str) -> bool:
-    """Say whether a backend compiles in its first call, for a cache on disk. (The paper's kernels are tuned anew.)"""
-    return impl in ("torch_compile", "int8_weight_only") or impl.startswith(("triton_", "hopper_", "paper_"))
+    """Say whether a backend's first call compiles, for a cache on disk, and measures nothing to choose by."""
+    return impl == "torch_compile" or impl.startswith(("triton_", "hopper_"))
 
 
 def compile_all(groups: Sequence[Group], how: Settings, workers: int) -> Seconds:
@@ -35,9 +36,10 @@ def compile_all(groups: Sequence[Group], how: Settings, workers: int) -> Seconds
     device = str(how.card.device)
     shares = [list(enumerate(groups))[start::workers] for start in range(workers)]
     # spawned, since a process that has used CUDA cannot be forked
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        found = pool.map(_compile_share, [(share, impls, device, how.clone) for share in shares if share])
-        return {key: seconds for each in found for key, seconds in each.items()}
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=quiet) as pool:
+        found = [pool.submit(_compile_share, (share, impls, device, how.clone)) for share in shares if share]
+        done = [each.result() for each in found if not each.exception()]
+    return {key: seconds for each in done for key, seconds in each.items()}
 
 
 def _compile_share(work: tuple[list[tuple[int, Group]], tuple[str, ...], str, Path | None]) -> Seconds:
@@ -45,7 +47,8 @@ def _compile_share(work: tuple[list[tuple[int, Group]], tuple[str, ...], str, Pa
     found: Seconds = {}
     with contextlib.redirect_stdout(io.StringIO()):
         for number, group in share:
-            found |= {(number, *key): seconds for key, seconds in _compile_group(group, impls, device, clone)}
+            with contextlib.suppress(Exception):  # no room for the tensors, say
+                found |= {(number, *key): seconds for key, seconds in _compile_group(group, impls, device, clone)}
     return found
 
 

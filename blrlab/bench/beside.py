@@ -7,6 +7,7 @@ second process, which makes the same tensors from the same seed, right after the
 
 import dataclasses
 import multiprocessing
+import signal
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from blrlab.bench.problem import Group, map_leaves
 
 XLA = "xla"
+CRASHED = "the process that ran XLA crashed"
 Row = dict[str, Any]
 
 
@@ -32,12 +34,16 @@ class Beside:
                 group, kernels={op: map_leaves(lambda leaf: leaf.cpu(), kernel) for op, kernel in given.items()}
             )
         # spawned, since a process that has used CUDA cannot be forked
-        self._pool = self._pool or ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = self._pool or ProcessPoolExecutor(1, spawn, initializer=quiet)
         try:
             return self._pool.submit(_measured, group, self._settings).result()
         except BrokenProcessPool:
             self.close()
-            return "the process that ran XLA crashed"
+            return CRASHED
+        except Exception as error:  # whatever a library raises there
+            self.close()
+            return f"the process that ran XLA failed: {type(error).__name__}: {error}"
 
     def close(self) -> None:
         """End the process."""
@@ -49,6 +55,11 @@ class Beside:
 def needed(settings: Any) -> bool:
     """Say whether XLA must not share the process: on a GPU, with other backends."""
     return settings.card.is_gpu and XLA in settings.impls and len(settings.impls) > 1
+
+
+def quiet() -> None:
+    """Leave Ctrl-C to the main process, which ends this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _measured(group: Group, settings: Any) -> list[Row]:

@@ -10,6 +10,7 @@ from blrlab_ops import devices
 from blrlab_ops.devices import Device
 
 from blrlab import environment
+from blrlab.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,13 +57,21 @@ def _rates(device: Device, dtype: str) -> dict[str, float | None]:
 
 
 def here(dtype: str, device: str = "") -> Card:
-    """Measure the device at hand: the named one, else the first CUDA GPU, else the processor."""
+    """Measure the device at hand: the named one, else the first CUDA GPU, else the processor.
+
+    Raises:
+      InputError: the GPU cannot be measured, such as for want of memory.
+    """
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if where.type != "cuda":
         return Card(where, _processor(dtype), None, dtype)
     from blrlab_ops import measuring
 
-    measured = measuring.measure(where.index or 0, "bfloat16" if dtype == "float32" else dtype, seconds=0.5)
+    in_dtype = "bfloat16" if dtype == "float32" else dtype
+    try:
+        measured = measuring.measure(where.index or 0, in_dtype, seconds=0.5)
+    except measuring.CannotMeasure as reason:
+        raise InputError(f"{reason}.") from None
     return Card(where, measured, devices.match(torch.cuda.get_device_name(where)), dtype)
 
 

@@ -4,7 +4,7 @@
 
 Runs each backend once more under NVIDIA Nsight Compute (`ncu`, part of the CUDA toolkit), on rotating copies of the
 weights as the benchmark does, and prints counted beside predicted: operations of tensor and CUDA cores, bytes at DRAM
-and between L2 and the multiprocessors, each of one call.
+and between L2 and the multiprocessors, each of one call. The Triton kernels are predicted with their own tiles.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 from blrlab_ops import algorithms, cost
 
 from blrlab import environment, records
+from blrlab.bench import flags
 from blrlab.errors import InputError
 
 EXIT_INPUT = 2
@@ -60,12 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.child:
             return _child(options)
+        flags.counts(options.tokens, "--tokens")
         rows = list(count(options.net, options.layer, options.tokens))
         for row in rows:
             print(_line(row))
         if options.out:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            records.rewrite(options.out, rows)
+            out = flags.records_file(options.out, options.out)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            records.keep(out, lambda record: record.get("kind") != "counters")
+            for row in rows:
+                records.append(out, row)
     except (InputError, ValueError, OSError) as error:
         print(f"blrlab.bench.counters: {error}", file=sys.stderr)
         return EXIT_INPUT

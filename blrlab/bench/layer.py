@@ -12,6 +12,7 @@ interpreter.
 
 import argparse
 import faulthandler
+import importlib.util
 import os
 import sys
 import time
@@ -23,6 +24,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from blrlab_ops.cost import FORMATS as OPS
 
+from blrlab.bench import flags
 from blrlab.errors import InputError, one_of
 
 EXIT_INPUT, EXIT_STOPPED = 2, 130
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--impl", default="all", help="backends, commas between, or all")
     parser.add_argument("--dtype", default="", help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--shape", default="", help="a layer of your own, in x out, such as 4096x11008")
-    parser.add_argument("--blocks", default="16", help="of --shape: b, or b1xb2; default: 16")
+    parser.add_argument("--blocks", default="", help="of --shape: b, or b1xb2; default: 16")
     parser.add_argument("--rank", type=int, default=0, help="of --shape: r (monarch: b r'); default: half the weights")
     parser.add_argument("--seconds", type=float, default=0.1, help="of measuring, for each contender; default: 0.1")
     parser.add_argument("--device", default="", help="default: the first CUDA GPU, else the CPU")
@@ -70,38 +72,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    try:
-        import torch
-    except ImportError:
-        raise InputError("benchmarks need PyTorch: pip install torch.") from None
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("benchmarks need PyTorch: pip install torch.")
     from blrlab.bench import backends, card, paper, runner
     from blrlab.bench.results import Results
 
     if options.paper:
         paper.check(options.paper)
-    if not options.seconds > 0:  # nor NaN
-        raise InputError(f"--seconds is {options.seconds:g}: it is a positive number.")
-    impls = backends.chosen(options.impl, options.paper)
-    where = _device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    groups = _groups(options, "float32" if where.startswith("cpu") else "bfloat16")
-    out = options.out or Path("runs") / time.strftime("layers-%Y%m%d-%H%M%S") / "records.jsonl"
-    out = out / "records.jsonl" if out.is_dir() or not out.suffix else out
-    results = Results(out, options.fresh)
+    flags.positive(options.seconds, "--seconds")
+    if options.workers < 0:
+        raise InputError(f"--workers is {options.workers}: it is a number from 0 on.")
+    impls, where = backends.chosen(options.impl, options.paper), flags.device(options.device)
+    groups = _groups(options, "float32" if where == "cpu" else "bfloat16")
+    out = flags.records_file(options.out, Path("runs") / time.strftime("layers-%Y%m%d-%H%M%S") / "records.jsonl")
     how = runner.settings(impls, options.seconds, card.here(groups[0].dtype, where), options.paper)
-    return runner.run(groups, how, results, options.workers)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    kind, numbered, index = name.partition(":")
-    one_of(kind, ("cuda", "cpu"), "device")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not count:
-        raise InputError("no CUDA GPU that PyTorch finds: leave --device out to measure the CPU.")
-    if numbered and not (index.isdigit() and int(index) < count):
-        raise InputError(f'no device "{name}": there are {count}, from {kind}:0 on.')
-    return name
+    return runner.run(groups, how, Results(out, options.fresh), options.workers)
 
 
 def _groups(options: argparse.Namespace, default_dtype: str) -> list:
@@ -109,40 +94,32 @@ def _groups(options: argparse.Namespace, default_dtype: str) -> list:
 
     from blrlab.bench.problem import DTYPES, Group, custom_case, named_groups
 
-    tokens = [_whole(word, "--tokens") for word in _words(options.tokens)] or [PUBLISHED]
-    ops = [one_of(word, OPS, "op") for word in _words(options.op)]
-    dtypes = [one_of(word, DTYPES, "dtype") for word in _words(options.dtype)] or [default_dtype]
+    tokens = flags.counts(options.tokens, "--tokens") or [PUBLISHED]
+    ops = [one_of(word, OPS, "op") for word in flags.words(options.op)]
+    dtypes = [one_of(word, DTYPES, "dtype") for word in flags.words(options.dtype)] or [default_dtype]
     if len(dtypes) > 1:
         raise InputError("one --dtype at a time: the ceilings beside the times are those of one.")
     if not ops:
         raise InputError(f"no op is named: give some of {', '.join(OPS)}.")
     if options.shape:
-        if options.net:
-            raise InputError("--net and --shape: give one of them.")
-        features, blocks = _pair(options.shape, "--shape"), _pair(options.blocks, "--blocks")
+        if options.net or options.layer:
+            raise InputError("--shape is a layer by itself: leave --net and --layer out.")
+        features, blocks = _pair(options.shape, "--shape"), _pair(options.blocks or "16", "--blocks")
         rank = options.rank or _half(*features, max(blocks))
-        counts = [count or 1024 for count in tokens]
+        counts = dict.fromkeys(count or 1024 for count in tokens)
         made = [tuple(custom_case(op, count, *features, blocks, rank) for op in ops) for count in counts]
         return [Group(CUSTOM, options.shape, dtypes[0], cases) for cases in made]
-    nets = list(shapes.NETS) if options.net == "all" else _words(options.net)
+    if options.rank or options.blocks:
+        raise InputError("--rank and --blocks go with --shape: a named net has its own.")
+    nets = list(shapes.NETS) if options.net == "all" else flags.words(options.net)
     if not nets:
         raise InputError(f"no layer is named: give --net=all, some of {', '.join(shapes.NETS)}, or --shape=IxO.")
-    return named_groups(nets, _words(options.layer), ops, tokens, dtypes[0])
+    return named_groups(nets, flags.words(options.layer), ops, tokens, dtypes[0])
 
 
 def _half(in_features: int, out_features: int, blocks: int) -> int:
     """Return the rank, a multiple of the blocks, at which r (i + o) is about half of i o."""
     return max(1, round(in_features * out_features / 2 / (in_features + out_features) / blocks)) * blocks
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _whole(word: str, flag: str) -> int:
-    if not word.isdigit():
-        raise InputError(f'{flag} takes whole numbers from 0 on, with commas between, not "{word}".')
-    return int(word)
 
 
 def _pair(word: str, flag: str) -> tuple[int, int]:

@@ -11,6 +11,8 @@ IDENTITY = (
     "op", "impl", "net", "layer", "phase", "in_features", "out_features", "blocks", "rank", "block_rank", "batch",
     "tokens", "dtype",
 )  # fmt: skip
+# What another run may not meet: a crash, a full memory.
+BY_CHANCE = ("it cannot be timed", "the process that ran XLA", "OutOfMemoryError", "MemoryError")
 MACHINE = ("device", "torch", "triton", "jax", "driver")
 
 
@@ -31,9 +33,11 @@ class Results:
         self._found = {identity(row): row for row in self._rows()}
 
     def has(self, row: Mapping[str, Any], machine: Mapping[str, Any]) -> bool:
-        """Say whether a row was measured before, on the same machine and versions."""
+        """Say whether a row was measured before, on the same machine and versions, and did not fail by chance."""
         found = self._found.get(identity(row))
-        return found is not None and all(found.get(name) == machine.get(name) for name in MACHINE)
+        if found is None or any(found.get(name) != machine.get(name) for name in MACHINE):
+            return False
+        return not str(found.get("reason") or "").startswith(BY_CHANCE)
 
     def commits(self) -> list[str]:
         """Return the commits that the rows were measured at."""

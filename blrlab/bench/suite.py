@@ -11,18 +11,21 @@ from typing import Any
 
 import torch
 from blrlab_ops import cost
+from blrlab_ops.devices import Device
+from blrlab_ops.testing import Case
 from torch import Tensor
 
 from blrlab.bench import backends, beside, interpreted, problem, timing
 from blrlab.bench.backends import Backend
 from blrlab.bench.card import Card, clock_and_temperature
-from blrlab.bench.gate import Errors, Judge
+from blrlab.bench.gate import Errors, Judge, poison
 from blrlab.bench.problem import Group, Problem, map_leaves
 from blrlab.bench.timing import Contender
 
 Row = dict[str, Any]
 ERRORS = ("error", "error_max", "error_budget", "error_max_budget")
 TIMES = ("p20", "p50", "p80", "samples", "method", "warm_us", "launch_us", "copies")
+MOST_COPIES = 2**16
 XLA_CALLS = 100  # in one profile, or one on every copy of the weights
 
 
@@ -65,7 +68,14 @@ def bench_layers(groups: Sequence[Group], settings: Settings) -> Iterator[list[R
     aside = beside.Beside(settings) if beside.needed(settings) else None
     try:
         for number, group in enumerate(groups):
-            rows = _bench_group(group, settings, aside)
+            try:
+                rows = _bench_group(group, settings, aside)
+            except Exception as error:  # no room for the tensors, say
+                _forget(settings)
+                rows = [
+                    _row(group, case, impl, settings) | {"reason": first_line(error)}
+                    for case, impl in _cases(group, settings)
+                ]
             for row in rows:
                 verdict = found.get((number, row["op"], row["impl"]))
                 if verdict is not None and row["passed"] is None:
@@ -116,17 +126,20 @@ def _take_over(rows: Sequence[Row], found: Sequence[Row] | str) -> None:
 
 def planned(group: Group, settings: Settings) -> list[tuple[str, str]]:
     """Return the (op, impl) of every row that a group gives."""
+    return [(case.format, impl) for case, impl in _cases(group, settings)]
+
+
+def _cases(group: Group, settings: Settings) -> list[tuple[Case, str]]:
     found = [(name, backends.backend(name, settings.clone).ops) for name in settings.impls]
-    return [(case.format, name) for case in group.cases for name, ops in found if case.format in ops]
+    return [(case, name) for case in group.cases for name, ops in found if case.format in ops]
 
 
 def _entries(group: Group, settings: Settings) -> list[_Entry]:
-    entries = []
     made = {each.op: each for each in group.problems(settings.card.device)}
-    for op, impl in planned(group, settings):
-        each = made[op]
-        entries.append(_Entry(_row(each, impl, settings), each, backends.backend(impl, settings.clone)))
-    return entries
+    return [
+        _Entry(_row(group, case, impl, settings), made[case.format], backends.backend(impl, settings.clone))
+        for case, impl in _cases(group, settings)
+    ]
 
 
 def _verified(entry: _Entry, settings: Settings) -> _Entry:
@@ -140,16 +153,18 @@ def _verified(entry: _Entry, settings: Settings) -> _Entry:
         started = time.perf_counter()
         call = entry.backend.make(each, each.kernel)
         with torch.no_grad():
+            call()
+            _wait(settings)
+            row["tuning_s"] = time.perf_counter() - started
+            poison(_sizes(each), each.x.dtype, each.x.device)
             raw = call()
-        _wait(settings)
-        row["tuning_s"] = time.perf_counter() - started
         judge, output = _judge(each), entry.backend.to_rows(each, raw)
         truth = entry.backend.truth(each.kernel) if entry.backend.truth else None
         verdict = judge.judge(output, _yardstick(each) if entry.backend.own else None, truth)
         del raw, output
         row["peak_bytes"] = _peak_bytes(call, settings) if entry.backend.name != "xla" else None
     except Exception as error:  # whatever a third-party backend raises belongs into its row
-        row |= {"passed": False, "reason": first_line(error)}
+        row |= {"passed": None if out_of_memory(error) else False, "reason": first_line(error)}
         return entry
     row |= dict(zip(ERRORS, map(_finite, verdict), strict=True))
     row["passed"] = entry.verified = verdict.passed
@@ -159,6 +174,17 @@ def _verified(entry: _Entry, settings: Settings) -> _Entry:
         assert isinstance(each.kernel, Tensor)
         row["quantisation_error"] = backends.quantisation_error(each.kernel)
     return entry
+
+
+def _sizes(each: Problem) -> list[int]:
+    """Return the numbers of elements of what a call is likely to allocate: output, input, intermediates."""
+    n, (b1, b2), rank = each.case.tokens, each.case.blocks, max(each.case.rank, 1)
+    return [n * size for size in (each.case.out_features, each.case.in_features, rank * b1, rank * b2, rank * b1 * b2)]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Say whether an error only says that the memory is full, which is no fault of a backend."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 @functools.lru_cache(maxsize=1)
@@ -234,6 +260,8 @@ def _contender(entry: _Entry, settings: Settings) -> tuple[Contender, list[timin
     copies = 1
     if settings.card.is_gpu:
         copies = timing.copies_to_be_cold(entry.row["weight_bytes"], settings.card.measured.l2_bytes)
+    if copies > MOST_COPIES:
+        raise ValueError(f"it would take {copies:,} copies of so small a layer to keep its weights cold")
     entry.row["copies"] = copies
     calls = [backend.make(each, map_leaves(torch.clone, each.kernel)) for _ in range(copies)]
     if not settings.card.is_gpu:
@@ -261,7 +289,7 @@ def _extra_columns(entry: _Entry, calls: list[timing.Call], settings: Settings) 
         from blrlab.bench import xla
 
         entry.row["warm_us"] = timing.summary(xla.profile([calls[0]] * 20)).p50
-        entry.row["launch_us"] = timing.launch_us(calls[:1], lambda: calls[0]().block_until_ready(), entry.row["p50"])
+        entry.row["launch_us"] = xla.launch_us(calls, entry.row["p50"])
         return
     entry.row["warm_us"] = timing.warm_us(calls[0], entry.row["p50"])
     entry.row["launch_us"] = timing.launch_us(calls, torch.cuda.synchronize, entry.row["p50"])
@@ -321,27 +349,26 @@ def _interpret(row: Row, found: interpreted.Verdict) -> None:
     row["reason"] = "no GPU: verified in the interpreter (float32, random factors), not timed"
 
 
-def _row(each: Problem, impl: str, settings: Settings) -> Row:
-    case, itemsize, card = each.case, each.x.element_size(), settings.card
-    found = cost.cost(
-        case.format, case.tokens, case.in_features, case.out_features, case.blocks, case.rank, itemsize=itemsize
-    )
-    weight_bytes = each.weight_bytes
+def _row(group: Group, case: Case, impl: str, settings: Settings) -> Row:
+    itemsize, card = getattr(torch, group.dtype).itemsize, settings.card
+    sizes = (case.in_features, case.out_features, case.blocks, case.rank)
+    found = cost.cost(case.format, case.tokens, *sizes, itemsize=itemsize)
+    weight_bytes = itemsize * cost.params(case.format, *sizes)
     if impl == "int8_weight_only":
         # one byte an element, and a scale a column
-        weight_bytes = case.in_features * case.out_features + case.out_features * itemsize
-        saved = each.weight_bytes - weight_bytes
+        saved = weight_bytes - case.in_features * case.out_features - case.out_features * itemsize
+        weight_bytes -= saved
         found = found._replace(bytes_compulsory=found.bytes_compulsory - saved)
-    bound = cost.bound_us(found, card.measured, each.dtype)
+    bound = _bound(found, weight_bytes, card.measured, group.dtype)
     return {
         "kind": "bench",
         "impl": impl,
-        **problem.fields(each.net, each.layer, case, each.dtype),
+        **problem.fields(group.net, group.layer, case, group.dtype),
         "unit": "us",
         **dict.fromkeys(TIMES),
         "bound_us": bound.us,
         "bound_term": bound.term,
-        "sheet_bound_us": cost.bound_us(found, card.sheet, each.dtype).us if card.sheet else None,
+        "sheet_bound_us": _bound(found, weight_bytes, card.sheet, group.dtype).us if card.sheet else None,
         "flops": found.tensor_flops + found.cuda_flops,
         "tensor_flops": found.tensor_flops,
         "cuda_flops": found.cuda_flops,
@@ -350,6 +377,12 @@ def _row(each: Problem, impl: str, settings: Settings) -> Row:
         **dict.fromkeys(("peak_bytes", "tuning_s", "sm_mhz", "temperature_c", *ERRORS, "passed")),
         **settings.machine,
     }
+
+
+def _bound(found: cost.Cost, weight_bytes: int, device: Device, dtype: str) -> cost.Bound:
+    """Return the least time of a call as it is measured: weights cold, x and y in the L2 as far as they fit."""
+    beyond = max(0, found.bytes_compulsory - weight_bytes - device.l2_bytes)
+    return cost.bound_us(found._replace(bytes_compulsory=weight_bytes + beyond), device, dtype)
 
 
 def _finite(value: float) -> float | None:

@@ -97,12 +97,12 @@ def in_graphs(calls: Sequence[Call]) -> Callable[[], Sequence[float]]:
 
     The graphs know their tensors by address only: the sampler keeps the calls, and so their weights, alive.
     """
-    pool = torch.cuda.graph_pool_handle()  # nothing reads the results, so that graphs may share their memory
-    turn = _estimate_us(calls, pool) * len(calls)
+    turn = _estimate_us(calls) * len(calls)
     # whole turns: a graph that ended amid one would meet weights again that are still in cache
     turns = max(1, min(math.ceil(SAMPLE_US / turn), GRAPH_CALLS // len(calls)))
     windows = max(-(-len(calls) // GRAPH_CALLS), min(len(calls), int(turn / SAMPLE_US)), 1)
     rotation = [*calls] * turns
+    pool = torch.cuda.graph_pool_handle()  # nothing reads the results, so that graphs may share their memory
     graphs = [(capture(part, pool), len(part)) for part in (rotation[start::windows] for start in range(windows))]
     for graph, _ in graphs:
         replay_us(graph)  # the first replay of a graph brings it to the device as well
@@ -163,9 +163,9 @@ def launch_us(calls: Sequence[Call], wait: Callable[[], None], cold_us: float) -
     return float(np.median(taken))
 
 
-def _estimate_us(calls: Sequence[Call], pool: Any) -> float:
+def _estimate_us(calls: Sequence[Call]) -> float:
     """Return about the time of one call on the device, in us, by a graph: from Python it might be the launch's."""
     few = calls[:8]
-    graph = capture(few, pool)
+    graph = capture(few)
     replay_us(graph)
     return replay_us(graph) / len(few)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from blrlab import factors
+from blrlab.bench import timing
 from blrlab.bench.problem import Kernel, Problem
 
 METHOD = "{copies} weight copies; JAX's profiler, the kernels' time on the device"
@@ -107,6 +108,17 @@ def profile(calls: Sequence[Callable[[], Any]]) -> list[float]:
         raise RuntimeError(f"JAX's profiler saw {len(kernels)} kernels in {len(calls)} calls")
     each = len(kernels) // len(calls)
     return [sum(kernels[start : start + each]) for start in range(0, len(kernels), each)]
+
+
+def launch_us(calls: Sequence[Callable[[], jax.Array]], cold_us: float) -> float:
+    """Time calls made one by one from Python, in us."""
+    last: list[jax.Array] = [calls[0]()]
+
+    def run(call: Callable[[], jax.Array]) -> None:
+        last[0] = call()
+
+    runs = [functools.partial(run, call) for call in calls]
+    return timing.launch_us(runs, lambda: jax.block_until_ready(last), cold_us)
 
 
 def _kernels(folder: Path) -> list[float]:

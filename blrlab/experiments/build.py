@@ -169,6 +169,7 @@ def _check(made: Experiment) -> None:
     _check_range("model.context", made.window, 1, 2**31 - 1)
     for field in ("windows", "batch"):
         _check_range(f"eval.{field}", config.eval[field], 1, 2**31 - 1)
+    _check_range("bench.workers", config.bench.workers, 0, 1024)
     _check_range("bench.seconds", config.bench.seconds, 1e-6, 3600)
     for phase in ("train", "heal"):
         _check_training(phase, config[phase])

@@ -88,6 +88,7 @@ def _everything() -> Config:
     config.bench.tokens = "0"  # rows of the input, commas between; 0: the published number, own layers the context
     config.bench.dtype = ""  # empty: bfloat16 on a GPU, float32 on a CPU
     config.bench.seconds = 0.2  # of measuring, for each contender
+    config.bench.workers = 0  # processes that compile ahead on a GPU
     config.bench.paper = ""  # a clone of the source paper's repository, for its kernels
     return config
 

@@ -101,7 +101,8 @@ def benchmark(run: Run, folder: Path) -> None:
     here = card.here(dtype, "cpu" if on_cpu else "")
     how = runner.settings(impls, config.seconds, here, clone)
     results = Results(folder / "records.jsonl")
-    runner.measure(_groups(run, dtype), how, results, lambda line: run.say(f"bench: {line}"))
+    groups = _groups(run, dtype)
+    runner.measure(groups, how, results, lambda line: run.say(f"bench: {line}"), workers=config.workers)
 
 
 def _groups(run: Run, dtype: str) -> list:

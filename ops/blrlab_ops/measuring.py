@@ -5,7 +5,8 @@ Every rate is a ceiling: what a bound is drawn from must not be slower than what
 - products: torch.matmul of square matrices of normal random numbers (zeros draw less power, and the clock rises), the
   fastest of short bursts: kept busy, a card lowers its clock, and layers are faster than what it sustains;
 - float32: the same in IEEE float32, tf32 off, so on CUDA cores;
-- DRAM: the median of copies within the card of at least ten times the L2, bytes read plus bytes written;
+- DRAM: a copy within the card of at least ten times the L2, bytes read plus bytes written, or a sum that only reads,
+  whichever is faster; the median of either;
 - L2: every multiprocessor reads a quarter of the L2 again and again (`triton_probes`), the best of a few numbers of
   programs; not measured where Triton cannot run;
 - launch: what one more kernel in sequence adds to a CUDA graph.
@@ -154,13 +155,14 @@ def _product_flops(dtype: torch.dtype, largest: int, seconds: float) -> float:
     """Return the rate of the fastest product in short bursts: kept busy, a card lowers its clock to save power."""
     side = square_side(_free_bytes(), dtype.itemsize, largest)
     rates = []
-    for each in (side, side // 2):
-        left, right = (torch.randn(each, each, dtype=dtype, device="cuda") for _ in range(2))
+    for rows, each in ((side, side), (side // 2, side // 2), (side // 8, side)):
+        left = torch.randn(rows, each, dtype=dtype, device="cuda")
+        right = torch.randn(each, each, dtype=dtype, device="cuda")
         out = torch.empty_like(left)
         fastest = _seconds_in_bursts(
             lambda left=left, right=right, out=out: torch.matmul(left, right, out=out), seconds
         )
-        rates.append(2 * each**3 / fastest)
+        rates.append(2 * rows * each**2 / fastest)
     return max(rates)
 
 
@@ -172,7 +174,9 @@ def _float32_flops(seconds: float) -> float:
 def _copy_rate(l2_bytes: int, seconds: float) -> float:
     source = torch.randn(copy_bytes(_free_bytes(), l2_bytes) // 4, device="cuda")
     target = torch.empty_like(source)
-    return 2 * source.nbytes / _seconds_a_call(lambda: target.copy_(source), seconds)
+    copied = 2 * source.nbytes / _seconds_a_call(lambda: target.copy_(source), seconds / 2)
+    read = source.nbytes / _seconds_a_call(lambda: torch.sum(source), seconds / 2)
+    return max(copied, read)
 
 
 def _l2_rate(properties: Any, seconds: float) -> float:
@@ -227,13 +231,13 @@ def _seconds_a_call(run: Callable[[], object], seconds: float) -> float:
 
 
 def _seconds_in_bursts(run: Callable[[], object], seconds: float) -> float:
-    """Return the time of one call in the fastest of several bursts of ten, with rests between."""
+    """Return the time of the fastest call in several bursts of ten, with rests between."""
     run()
     bursts = max(5, min(20, int(seconds / REST)))
     fastest = float("inf")
     for _ in range(bursts):
         time.sleep(REST)
-        fastest = min(fastest, statistics.median(_call_times(run, 10)))
+        fastest = min(fastest, *_call_times(run, 10))
     return fastest
 
 

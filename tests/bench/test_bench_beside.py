@@ -24,7 +24,7 @@ def test_a_second_process_gives_the_rows_in_their_places(group, settings, monkey
 
 def test_a_crash_costs_only_the_rows_of_xla(group, settings, monkeypatch: pytest.MonkeyPatch) -> None:
     class Crashing:
-        def __init__(self, *_: object):
+        def __init__(self, *_: object, **__: object):
             self.closed = False
 
         def submit(self, *_: object):

@@ -236,7 +236,7 @@ def test_a_backend_that_fails_has_its_reason_in_its_row(group, settings, where: 
     assert_timed(other)
 
 
-@pytest.mark.parametrize("calls", [1, 5], ids=["at once", "half way"])
+@pytest.mark.parametrize("calls", [2, 6], ids=["at once", "half way"])
 def test_a_backend_that_fails_while_it_is_timed_has_no_speed_and_stops_no_other(
     group, settings, calls: int, monkeypatch
 ) -> None:
@@ -313,7 +313,7 @@ def test_the_first_call_is_tuning_and_no_part_of_the_times(group, settings, monk
         calls = itertools.count()
 
         def call():
-            time.sleep(0.02 if next(calls) == 0 and not tuned else 0.0)
+            time.sleep(0.5 if next(calls) == 0 and not tuned else 0.0)
             tuned.append(True)
             return PLAIN.make(problem, kernel)()
 
@@ -322,8 +322,8 @@ def test_the_first_call_is_tuning_and_no_part_of_the_times(group, settings, monk
     tuned: list[bool] = []
     monkeypatch.setitem(BACKENDS, "torch_eager", dataclasses.replace(PLAIN, make=make))
     ((row,),) = bench([group("dense")], settings("torch_eager"))
-    assert 0.02 <= row["tuning_s"] < 20
-    assert row["p50"] < 1e4
+    assert 0.5 <= row["tuning_s"] < 20
+    assert row["p50"] < 4e5
 
 
 def test_a_declined_backend_keeps_its_row_with_the_reason(group, settings, monkeypatch) -> None:
@@ -436,7 +436,7 @@ def test_on_a_gpu_a_contender_goes_round_through_copies_of_its_own_weights(
     monkeypatch.setattr(timing, "in_graphs", lambda calls: lambda: [1.0 for call in calls if call() is not None])
     how = settings(impl, where="cuda", l2_bytes=l2_bytes)
     (each,) = group("dense").problems(torch.device("cpu"))
-    row = suite._row(each, impl, how)
+    row = suite._row(group("dense"), each.case, impl, how)
     entry = suite._Entry(row, each, dataclasses.replace(run, make=make), verified=True)
     contender, calls = suite._contender(entry, how)
     if impl == "int8_weight_only":
@@ -447,3 +447,53 @@ def test_on_a_gpu_a_contender_goes_round_through_copies_of_its_own_weights(
     places = {kernel.data_ptr() for kernel in (*given, each.kernel)}
     assert len(places) == copies + 1, "each has weights of its own"
     assert all(torch.equal(kernel, each.kernel) for kernel in given)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_that_still_holds_the_right_answer_does_not_pass_for_one(
+    group, settings, dtype: str, monkeypatch
+) -> None:
+    """A backend that writes nothing gets the block that the call before it freed."""
+
+    def make(problem, kernel):
+        right = problem.x @ kernel
+        shape = right.shape
+        del right
+        return lambda: torch.empty(shape, dtype=problem.x.dtype)
+
+    monkeypatch.setitem(BACKENDS, "torch_linear", dataclasses.replace(BACKENDS["torch_linear"], make=make))
+    ((good, bad),) = bench([group("dense", dtype=dtype, tokens=64)], settings("torch_eager", "torch_linear"))
+    assert_timed(good)
+    assert bad["passed"] is False
+    assert_no_speed(bad)
+
+
+def test_a_full_memory_is_no_failed_gate(group, settings, monkeypatch) -> None:
+    def make(problem, kernel):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setitem(BACKENDS, "torch_linear", dataclasses.replace(BACKENDS["torch_linear"], make=make))
+    ((row,),) = bench([group("dense")], settings("torch_linear"))
+    assert (row["passed"], row["reason"]) == (None, "OutOfMemoryError: CUDA out of memory")
+
+
+def test_a_group_without_room_for_its_tensors_leaves_rows_that_say_so(group, settings, monkeypatch) -> None:
+    def fail(self, device):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    one = group("dense", "monarch")
+    monkeypatch.setattr(type(one), "problems", fail)
+    (rows,) = bench([one], settings("torch_eager"))
+    assert [(row["op"], row["reason"]) for row in rows] == [
+        (op, "OutOfMemoryError: CUDA out of memory") for op in ("dense", "monarch")
+    ]
+
+
+def test_activations_bind_only_beyond_the_l2(group, settings) -> None:
+    """x and y stay in the L2 between calls as far as they fit; weights do not."""
+    tokens, i, o = 64, 24, 36
+    for l2_bytes, activations in ((0, 4 * tokens * (i + o)), (10_000, 4 * tokens * (i + o) - 10_000), (10**9, 0)):
+        how = settings("torch_eager", l2_bytes=l2_bytes, tensor_flops=1e30, cuda_flops=1e30, dram_bytes_per_s=1e6)
+        row = suite._row(group("dense", tokens=tokens), group("dense", tokens=tokens).cases[0], "torch_eager", how)
+        assert row["bound_us"] == pytest.approx(4 * i * o + activations)
+        assert row["bytes"] == 4 * (i * o + tokens * (i + o))

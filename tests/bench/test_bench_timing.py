@@ -113,7 +113,7 @@ class Graphs:
         monkeypatch.setattr(timing.torch.cuda, "graph_pool_handle", lambda: "shared")
         monkeypatch.setattr(timing, "capture", self._capture)
         monkeypatch.setattr(timing, "replay_us", self._replay)
-        monkeypatch.setattr(timing, "_estimate_us", lambda calls, pool: us)
+        monkeypatch.setattr(timing, "_estimate_us", lambda calls: us)
 
     def _capture(self, calls, pool: str = "shared") -> int:
         assert pool == "shared"
