@@ -15,7 +15,7 @@ from blrlab.report.plots.bounds import bounds_figure
 from blrlab.report.plots.latency import bars_figure, lines_figure
 from blrlab.report.plots.overview import overview_figure
 from blrlab.report.plots.roofline import roofline_figure, roofline_points
-from blrlab.report.plots.speedup import MOST_PANELS, bar_names, speedup_figure
+from blrlab.report.plots.speedup import MOST_PANELS, bar_names, panel_names, speedup_figure
 from blrlab.report.summary.advice import Advice, choose
 from blrlab.report.summary.bounds import by_shape
 from blrlab.report.summary.latency import LayerKey, Timing, by_layer, profiled, verified_time
@@ -47,11 +47,12 @@ OVERVIEW_CAPTION = (
 )
 ADVICE_CAPTION = (
     "Predicted speed over dense, the best algorithm for each cell: blue is faster, orange slower, and the black line "
-    "runs where it is 1."
+    "runs where it is 1. Both times are least times: the ratio is an estimate, not a limit."
 )
 BOUNDS_CAPTION = (
     "Bars are predicted times in the colour of what takes most of it; the thin lines beneath are each term's time "
-    "on its own, which overlap. Upright marks are the bound of any algorithm."
+    "on its own, which overlap. Upright marks are the least time of any algorithm. All are "
+    "least times: a kernel takes longer."
 )
 
 
@@ -102,8 +103,8 @@ def _speed_pictures(device: str, net: str, layers: dict[LayerKey, list[Timing]])
         compared = speeds(layers, whole)
         title = f"Speed of {name} over dense on {device}"
         caption = f"{SPEEDUP_CAPTION} Bars of a row, downwards: {words.listed(bar_names(compared))}."
-        more = len({s.tokens for s in compared}) - MOST_PANELS
-        caption += f" {more} more numbers of tokens are in the data." if more > 0 else ""
+        more = len(panel_names(compared)) - MOST_PANELS
+        caption += f" {more} more panels are in the data." if more > 0 else ""
         data = partial(speed_table, title, compared)
         found += there(picture(title, caption, partial(speedup_figure, compared), "", data))
     return found

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 from blrlab.errors import one_of
 from blrlab.report import words
-from blrlab.report.groups import Record, Run, bench_by_device, finite, grouped, sections, split_runs
+from blrlab.report.groups import Record, Run, bench_by_device, finite, grouped, sections, split_runs, text
 from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
-from blrlab.report.summary.latency import Timing, by_layer
-from blrlab.report.summary.speed import Speed, speeds
+from blrlab.report.summary.latency import Timing, by_layer, profiled
+from blrlab.report.summary.speed import Speed, mean_words, speeds
 from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.predictions import advice_table, prediction_table
 from blrlab.report.tables.quality import quality_tables
@@ -41,25 +41,30 @@ def grid(heads: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _cell(text: str) -> str:
+def _cell(content: str) -> str:
     # A bar would end the cell, and a tag would be one; bold, which is meant, stays.
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
+    return " ".join(content.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").split())
 
 
 def _latency(runs: list[Run]) -> list[str]:
     return [
         f"**{_cell(', '.join([device, *_about(chosen)]))}: p50 in us**\n\n{_side_by_side(found, means)}"
+        + (f"\n\n{words.PROFILED}" if any(profiled(t.record) for timings in chosen for t in timings if t.p50) else "")
         for device, rows in bench_by_device(runs).items()
-        for chosen, means in _by_tokens(rows)
+        for chosen, means in _by_tokens_and_dtype(rows)
         if (found := side_by_side(chosen, with_tokens=False)).contenders
     ]
 
 
-def _by_tokens(rows: list[Record]) -> list[tuple[list[list[Timing]], list[Speed]]]:
+def _by_tokens_and_dtype(rows: list[Record]) -> list[tuple[list[list[Timing]], list[Speed]]]:
     layers = by_layer(rows)
-    groups = grouped(layers.values(), lambda timings: finite(timings[0].record.get("tokens")))
-    means = speeds(layers)
-    return [(groups[n], [s for s in means if s.tokens == n]) for n in sorted(groups, key=lambda n: n or 0)]
+    groups = grouped(layers.values(), lambda timings: _tokens_and_dtype(timings[0].record))
+    means = grouped(speeds(layers), lambda s: (s.tokens, s.dtype))
+    return [(groups[key], means.get(key, [])) for key in sorted(groups, key=lambda key: (key[0] or 0, key[1]))]
+
+
+def _tokens_and_dtype(record: Record) -> tuple[float | None, str]:
+    return finite(record.get("tokens")), text(record.get("dtype"), "")
 
 
 def _about(layers: list[list[Timing]]) -> list[str]:
@@ -73,9 +78,12 @@ def _side_by_side(found: Times, means: list[Speed]) -> str:
     for name, times, bounds, best in found.rows:
         cells = zip(found.heads, found.cells(times, bounds), strict=True)
         rows.append([name, *(f"**{cell}**" if head == best else cell for head, cell in cells)])
-    by_name = {words.contender({"op": s.op, "impl": s.impl}): words.factor(s.mean) for s in means}
+    by_name = {words.contender({"op": s.op, "impl": s.impl}): told for s, told in mean_words(means).items()}
     if by_name:
-        rows.append(["geometric mean of layers, x dense", *(by_name.get(h, words.MISSING) for h in found.heads)])
+        counted = " (layers)" if any("(" in told for told in by_name.values()) else ""
+        rows.append(
+            [f"geometric mean of layers, x dense{counted}", *(by_name.get(h, words.MISSING) for h in found.heads)]
+        )
     return grid(["layer", *found.heads], rows, [False] + [True] * len(found.heads))
 
 

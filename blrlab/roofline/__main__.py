@@ -138,7 +138,7 @@ def _asked(chosen: argparse.Namespace) -> tuple[list[Device], Layers, list[str],
     ops = [one_of(op, predict.OPS, "op") for op in _words(chosen.op, "--op")]
     dtype = one_of(chosen.dtype, predict.ITEMSIZE, "dtype")
     if chosen.advice and ops == ["dense"]:
-        raise InputError("--advice is about what can beat dense: --op needs another format.")
+        raise InputError("--advice is about what may beat dense: --op needs another format.")
     return targets, _layers(chosen), ops, dtype
 
 
@@ -215,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--op", default=",".join(cost.FORMATS), metavar="NAME,...", help="formats (default %(default)s)")
     add("--dtype", default="bfloat16", metavar="NAME", help=f"of {', '.join(predict.ITEMSIZE)} (default %(default)s)")
     other = parser.add_mutually_exclusive_group().add_argument
-    other("--advice", action="store_true", help="also: which formats, blocks and ranks can beat dense at all")
+    other("--advice", action="store_true", help="also: which formats, blocks and ranks are predicted to beat dense")
     other("--compare-single-peak", action="store_true", help="instead: beside the model of arXiv 2512.20861, Markdown")
     add("--out", metavar="FILE", help="write the records here, as JSON lines")
     other(

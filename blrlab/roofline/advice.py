@@ -1,7 +1,8 @@
-"""Which format, blocks and ranks can beat a dense layer at all, and by how much at best.
+"""Which format, blocks and ranks are predicted to beat a dense layer, and by how much.
 
 Two readings of every choice, both against the dense layer's predicted time: `algorithm`, the fastest of the known
-algorithms on this device; `bound`, what no implementation can beat. Both are upper limits: a kernel reaches less.
+algorithms on this device; `bound`, the least time of any. Both are ratios of least times, so they are estimates, not
+limits: real times lie above, and dense's may lie further above its least time than a factored layer's.
 Ranks are total ranks r, multiples of 16 (for Monarch also of its blocks), as long as the layer is smaller than dense.
 Both readings fall as the rank grows, so the widest rank that still wins is found by bisection.
 """
@@ -88,7 +89,7 @@ def layer_factor(layer: Layer, factored: Factored) -> float:
 
 
 def advise(device: Device, layer: Layer, tokens: int, dtype: str, ops: Sequence[str] = cost.FORMATS) -> list[Advice]:
-    """Return what every format and block count can win, the most at half the size first."""
+    """Return what every format and block count is predicted to win, the most at half the size first."""
     dense = dense_us(device, layer, tokens, dtype)
     found = [_advice(device, layer, op, blocks, tokens, dtype, dense) for op, blocks in candidates(layer, ops)]
     return sorted(found, key=lambda each: round(each.algorithm.at[2] or 0.0, 2), reverse=True)

@@ -35,9 +35,9 @@ def print_rows(rows: Sequence[Record], console: Console) -> None:
 
 
 def print_advice(device: str, layer: str, tokens: int, found: Sequence[Advice], console: Console) -> None:
-    """Print what each format and block count can win over dense for a layer at a token count."""
+    """Print what each format and block count is predicted to win over dense for a layer at a token count."""
     rows = "1 token" if tokens == 1 else f"{tokens} tokens"
-    _say(console, f"{device}, {layer}, {rows}: what can beat dense, predicted", "bold")
+    _say(console, f"{device}, {layer}, {rows}: what is predicted to beat dense", "bold")
     _print_fitted(_advice_columns(found), set(), console)
 
 
@@ -111,7 +111,7 @@ def _reading_columns(name: str, found: Sequence[Reading], drop: int) -> list[Col
     return [
         Column(f"{name}:\nup to rank", [MISSING if each.widest is None else str(each.widest) for each in found], drop),
         *(Column(f"{name}:\nat {size}x", [number(each.at[size], "x") for each in found], drop) for size in FACTORS),
-        Column(f"{name}:\nat most", [number(each.most, "x") for each in found], max(drop, 1)),
+        Column(f"{name}:\nhighest", [number(each.most, "x") for each in found], max(drop, 1)),
     ]
 
 

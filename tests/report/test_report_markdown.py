@@ -30,9 +30,38 @@ def test_latency_is_a_table_per_device_and_tokens(build):
     ]
 
 
+def test_dtypes_are_tables_of_their_own_and_uneven_means_count_their_layers(build):
+    rows = [
+        build.bench_row("dense", "torch_eager", "own", "c_fc", 100.0),
+        build.bench_row("monarch", "triton_x", "own", "c_fc", 50.0),
+        build.bench_row("blast", "triton_y", "own", "c_fc", 50.0),
+        build.bench_row("dense", "torch_eager", "own", "c_proj", 100.0),
+        build.bench_row("blast", "triton_y", "own", "c_proj", 50.0),
+    ]
+    said = markdown(
+        [*rows, *({**r, "dtype": "float16", "p50": r["p50"] if r["op"] == "dense" else 25.0} for r in rows)]
+    )
+    assert "256 tokens, float16: p50 in us" in said
+    assert "256 tokens, float32: p50 in us" in said
+    assert "| geometric mean of layers, x dense (layers) | - | 4.00x (1) | 4.00x (2) |" in said
+    assert "| geometric mean of layers, x dense (layers) | - | 2.00x (1) | 2.00x (2) |" in said
+
+
+def test_a_profilers_time_is_never_bold(build):
+    rows = [
+        build.bench_row("dense", "torch_eager", "own", "c_fc", 100.0, bound_us=40.0),
+        build.bench_row("monarch", "xla", "own", "c_fc", 50.0, bound_us=10.0, method="JAX's profiler"),
+    ]
+    said = markdown(rows)
+    assert "| own c_fc | **100** | 50.0 |" in said
+    assert said.endswith("shown, but not counted as a win or as the fastest.")
+
+
 @pytest.mark.parametrize("what", KINDS)
 def test_every_kind_is_a_table_or_a_sentence(build, what):
-    said = markdown([*build.evaluated_suite(), *build.suite(1)], what)
+    counted = {"kind": "counters", "net": "gpt2s", "layer": "c_fc", "tokens": 16, "op": "blast", "impl": "torch_bmm"}
+    records = [*build.evaluated_suite(), *build.suite(1), counted, {**counted, "tokens": 64}]
+    said = markdown(records, what)
     rows = [line for line in said.splitlines() if line.startswith("|")]
     assert len(rows) > 3
     assert all(line.endswith(" |") for line in rows)

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from blrlab.report import words
 from blrlab.report.device_pictures import advice_pictures, device_pictures, prediction_pictures
 from blrlab.report.groups import split_runs
 from blrlab.report.page import page
@@ -21,8 +22,9 @@ from blrlab.report.summary.bounds import by_shape, predictions
 from blrlab.report.summary.latency import by_layer
 from blrlab.report.summary.pareto import bases, layer_counts, metric_of, model_time, models
 from blrlab.report.summary.speed import geometric_mean, speeds
+from blrlab.report.tables.data import overview_data
 from blrlab.report.tables.latency import latency_table
-from blrlab.report.tables.speed import means_table, side_by_side, win
+from blrlab.report.tables.speed import means_table, side_by_side, speed_table, win
 
 
 def words_of(canvas):
@@ -122,6 +124,53 @@ def test_means_are_a_table_by_tokens(four):
     table = means_table("a box", four)
     assert table.rows == (("256", "Monarch", "Triton x", "1.00x", "0.50x", "2.00x", "2", "1", "1"),)
     assert means_table("a box", four[:1]) is None
+
+
+def test_a_profilers_speed_is_in_the_means_and_counts_no_win(four, build):
+    fast = build.bench_row("monarch", "xla", "own", "c_fc", 25.0, method="JAX's profiler")
+    table = means_table("a box", [*four, fast])
+    assert table.rows[0] == ("256", "Monarch", "XLA", "4.00x", "4.00x", "4.00x", "1", "-", "-")
+    assert words.PROFILED in table.notes
+    (speed, _) = speeds(by_layer([*four, fast]))
+    assert [win(t) for t in speed.timings] == ["not counted"]
+
+
+def test_a_profilers_time_is_no_part_of_a_pareto(records, build):
+    profiler = [{**r, "method": "JAX's profiler", "impl": "xla", "p50": 1.0} for r in records if r["kind"] == "bench"]
+    assert all(r["p50"] != 1.0 for basis in bases(split_runs([*records, *profiler])) for r in basis.rows)
+
+
+def test_dtypes_never_share_a_mean_and_are_named(four):
+    half = [{**r, "dtype": "float16", "p50": r["p50"] / (4 if r["op"] == "monarch" else 1)} for r in four]
+    found = speeds(by_layer([*four, *half]))
+    assert [(s.dtype, s.mean) for s in found] == [("float16", pytest.approx(4.0)), ("float32", pytest.approx(1.0))]
+    table = means_table("a box", [*four, *half])
+    assert table.cells("dtype") == ["float16", "float32"]
+    assert table.breaks == {0, 1}
+    assert {"256 tokens, float16", "256 tokens, float32"} <= set(words_of(speedup_figure(found)))
+    assert [row[:2] for row in overview_data("all", found).rows] == [
+        ("Monarch Triton x, float16", "4.00x"),
+        ("Monarch Triton x, float32", "1.00x"),
+    ]
+
+
+def test_batches_of_whole_models_never_share_a_mean(four):
+    model = [
+        {**r, "layer": "*", "phase": "decode", "batch": n, "p50": r["p50"] * (1 if r["op"] == "dense" else n)}
+        for n in (1, 2)
+        for r in four[:2]
+    ]
+    found = speeds(by_layer(model), whole_models=True)
+    assert [(s.batch, s.mean) for s in found] == [(1.0, pytest.approx(2.0)), (2.0, pytest.approx(1.0))]
+    assert {"256 tokens, batch 1", "256 tokens, batch 2"} <= set(words_of(speedup_figure(found)))
+    assert speed_table("whole", found).cells("batch") == ["1", "2"]
+
+
+def test_uneven_means_count_their_layers(four, build):
+    other = build.bench_row("blast", "triton_y", "own", "c_fc", 50.0)
+    found = speeds(by_layer([*four, other]))
+    assert dict(overview_data("all", found).rows) == {"Monarch Triton x": "1.00x (2)", "BLAST Triton y": "2.00x (1)"}
+    assert dict(overview_data("all", found[:1]).rows) == {"Monarch Triton x": "1.00x"}
 
 
 def test_contour_and_tint():

@@ -130,6 +130,38 @@ def test_only_like_is_set_against_like(build, other):
     assert "no verified time beside a dense one" in latency_sentences("a box", rows)[0]
 
 
+PROFILER = {"method": "64 weight copies; JAX's profiler, the kernels' time on the device"}
+
+
+def test_a_profilers_time_is_shown_and_neither_the_reference_nor_a_win(build):
+    rows = [
+        build.bench_row("dense", "torch", "own", "c_fc", 80.0),
+        build.bench_row("dense", "xla", "own", "c_fc", 60.0, **PROFILER),
+        build.bench_row("monarch", "xla", "own", "c_fc", 40.0, **PROFILER),
+        build.bench_row("monarch", "triton", "own", "c_fc", 160.0),
+    ]
+    layers = by_layer(rows)
+    found = {(t.record["op"], t.record["impl"]): t for timings in layers.values() for t in timings}
+    assert found["dense", "torch"].over_fastest_dense == 1
+    assert found["monarch", "triton"].over_fastest_dense == 0.5
+    shown = found["monarch", "xla"]
+    assert (shown.over_fastest_dense, shown.over_same_backend) == (2.0, 1.5)
+    assert (shown.wins, shown.clear) == (False, None)
+    assert [t.record["impl"] for t in best_timings(layers, "monarch")] == ["triton"]
+    assert latency_sentences("a box", rows) == [
+        "On a box, the fastest Monarch beat the fastest dense on 0 of 1 layer: 0.50x its speed."
+    ]
+
+
+def test_where_only_a_profilers_dense_is_known_there_is_no_reference(build):
+    rows = [
+        build.bench_row("dense", "xla", "own", "c_fc", 60.0, **PROFILER),
+        build.bench_row("monarch", "triton", "own", "c_fc", 50.0),
+    ]
+    assert [t.over_fastest_dense for timings in by_layer(rows).values() for t in timings] == [None, None]
+    assert "no verified time beside a dense one" in latency_sentences("a box", rows)[0]
+
+
 def test_a_failed_gate_has_no_speed(build):
     failed = build.bench_row("monarch", "xla", "own", "c_fc", 5.0, passed=False, error=0.5, error_budget=0.25)
     assert verified_time(failed) is None

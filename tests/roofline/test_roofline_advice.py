@@ -145,16 +145,16 @@ def test_no_algorithm_beats_its_bound() -> None:
 
 def test_sentences_say_what_can_and_what_cannot() -> None:
     found = advice.advise(A40, QKVO, 1024, "bfloat16")
-    low_rank, monarch, blast, limits = sorted(sentences.advice(A40, QKVO, 1024, found), key=_order)
-    assert "NVIDIA A40, 1024 tokens, 4096 x 4096: low rank can be faster than dense up to rank" in low_rank
+    low_rank, monarch, blast, estimates = sorted(sentences.advice(A40, QKVO, 1024, found), key=_order)
+    assert "NVIDIA A40, 1024 tokens, 4096 x 4096: low rank is predicted to be faster than dense up to rank" in low_rank
     assert "at half the size" in monarch
     assert "Monarch with" in monarch
     assert "BLAST with" in blast
-    assert limits == sentences.LIMITS
+    assert estimates == sentences.ESTIMATES
 
 
 def _order(line: str) -> int:
-    return [name in line for name in ("low rank", "Monarch", "BLAST", "Upper limits")].index(True)
+    return [name in line for name in ("low rank", "Monarch", "BLAST", "Estimates")].index(True)
 
 
 def test_a_hopeless_layer_is_told_so() -> None:
@@ -162,7 +162,8 @@ def test_a_hopeless_layer_is_told_so() -> None:
     never = found[0]._replace(algorithm=advice.Reading(None, {2: 0.5, 4: 0.9}, 0.99), factor=None)
     line = sentences.advice(A40, QKVO, 1024, [never])[0]
     assert line.endswith(
-        f"cannot beat dense by any known algorithm, though its bound allows it up to rank {never.bound.widest}."
+        "would not beat dense by any known algorithm even if both ran at their least times, "
+        f"though by its bound it would up to rank {never.bound.widest}."
     )
     nothing = sentences.advice(A40, SMALL, 1, [])
     assert nothing == [

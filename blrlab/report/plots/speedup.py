@@ -14,7 +14,7 @@ from blrlab.report.plots.axes import Box, Scale, around, panels, x_axis
 from blrlab.report.plots.canvas import Canvas, cut, text_width
 from blrlab.report.plots.style import WIDE, backend_colours
 from blrlab.report.summary.latency import Timing, layer_title
-from blrlab.report.summary.speed import Contender, Speed, some_tokens
+from blrlab.report.summary.speed import Contender, Place, Speed, evenly, places
 
 MOST_PANELS = 6
 BAR = 6.5
@@ -22,34 +22,40 @@ HEAD = 15.0
 
 
 def speedup_figure(found: Sequence[Speed], width: float = WIDE) -> Canvas | None:
-    """Draw the speeds of one net, a panel per number of tokens; None where there is none."""
-    counts = some_tokens((s.tokens for s in found), MOST_PANELS)
-    if not counts:
+    """Draw the speeds of one net, a panel per number of tokens, dtype and batch; None where there is none."""
+    heads = panel_names(found)
+    chosen = evenly(list(heads), MOST_PANELS)
+    if not chosen:
         return None
-    shown = [s for s in found if s.tokens in counts]
+    shown = [s for s in found if s.place in chosen]
     rows = list(dict.fromkeys((s.op, s.impl) for s in shown))
     wide = width > 600
     names = {row: words.contender({"op": row[0], "impl": row[1]}) for row in rows}
     left = 10 + max(text_width(name) for name in names.values()) if wide else 6.0
-    columns = min(len(counts), 3 if wide else 1)
-    places = panels(width, len(counts), columns, left, 56, 48)
+    columns = min(len(chosen), 3 if wide else 1)
+    spans = panels(width, len(chosen), columns, left, 56, 48)
     limits = _limits(shown)
     colours = backend_colours(impl for _, impl in rows)
     canvas, top = Canvas(width), 28.0
-    for first in range(0, len(counts), columns):
-        line = counts[first : first + columns]
-        members = [s for s in shown if s.tokens in line]
+    for first in range(0, len(chosen), columns):
+        line = chosen[first : first + columns]
+        members = [s for s in shown if s.place in line]
         heights = {row: _height([s for s in members if (s.op, s.impl) == row], wide) for row in rows}
         bottom = top + sum(heights.values()) + 4
-        for (start, end), tokens in zip(places, line, strict=False):
+        for (start, end), place in zip(spans, line, strict=False):
             box = Box(start, top, end, bottom)
-            _panel(canvas, box, [s for s in members if s.tokens == tokens], heights, limits, colours)
-            canvas.text((start, top - 12), words.tokens(tokens), bold=True, size=12)
-            if not wide or start == places[0][0]:
+            _panel(canvas, box, [s for s in members if s.place == place], heights, limits, colours)
+            canvas.text((start, top - 12), cut(heads[place], end - start + 40, 12, bold=True), bold=True, size=12)
+            if not wide or start == spans[0][0]:
                 _names(canvas, box, heights, names, wide)
         top = bottom + 72
     canvas.height = top - 34
     return canvas
+
+
+def panel_names(found: Sequence[Speed]) -> dict[Place, str]:
+    """Return the panels there could be, with their heads; speeds of unknown tokens have none."""
+    return {place: name for place, name in places(found).items() if place[0] is not None}
 
 
 def bar_name(timing: Timing) -> str:

@@ -5,8 +5,11 @@ speed. A factored layer is set against dense at the same net, layer, shape, toke
 the fastest verified dense backend and against dense on its own backend. A ratio above 1 means faster than
 dense. Quantised dense weights are a contender like any other, never the dense they are set against.
 
+A profiler's time leaves the gaps between kernels out, which every other time has. Such rows are shown with their
+ratio, but are never the dense they are set against, and count neither as a win nor as the fastest.
+
 A ratio's spread goes from dense p20 over p80 to dense p80 over p20. A win is clear where p80 lies below
-dense's p20; else it is within the spread, and the next run may turn it round.
+dense's p20; else it is within the spread. Both are of the calls of one process; another may turn either round.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ class Timing:
     """One backend's time for one layer, in us; `p50` and both ratios are None where it has no speed.
 
     `spread` is that of `over_fastest_dense`, None where either side has no p20 and p80; `clear` says whether
-    the ratio lies above 1 by more than the spread, and is None where that is not known.
+    the ratio lies above 1 by more than the spread, and is None where that is not known or does not count.
     """
 
     record: Record
@@ -41,9 +44,14 @@ class Timing:
     clear: bool | None = None
 
     @property
+    def counted(self) -> bool:
+        """Say whether this is on the clock of what it is set against, and so may win."""
+        return not profiled(self.record)
+
+    @property
     def wins(self) -> bool:
         """Say whether this beats dense, clearly or not."""
-        return (self.over_fastest_dense or 0.0) > 1
+        return self.counted and (self.over_fastest_dense or 0.0) > 1
 
 
 def verified_time(record: Record) -> float | None:
@@ -55,6 +63,11 @@ def verified_time(record: Record) -> float | None:
 def profiled(record: Record) -> bool:
     """Say whether a time is a profiler's sum over kernels, which leaves the gaps between them out."""
     return "profiler" in text(record.get("method"), "")
+
+
+def prized(record: Record) -> bool:
+    """Say whether a row may be called the fastest: not quantised, which is another model, nor a profiler's time."""
+    return record.get("impl") not in QUANTISED and not profiled(record)
 
 
 def why_no_time(record: Record) -> str | None:
@@ -114,12 +127,12 @@ def by_layer(records: list[Record]) -> dict[LayerKey, list[Timing]]:
 def best_timings(layers: dict[LayerKey, list[Timing]], op: str, whole_models: bool = False) -> list[Timing]:
     """Return an op's fastest timing for every layer where its ratio over the fastest dense backend is known.
 
-    `whole_models` asks for whole models in place of layers.
+    A profiler's times are left out. `whole_models` asks for whole models in place of layers.
     """
     best: list[Timing] = []
     for timings in layers.values():
         mine = [t for t in timings if t.record.get("op") == op and (t.record.get("layer") == "*") == whole_models]
-        mine = [t for t in mine if t.over_fastest_dense and t.record.get("impl") not in QUANTISED]
+        mine = [t for t in mine if t.over_fastest_dense and prized(t.record)]
         best += [max(mine, key=lambda t: t.over_fastest_dense or 0.0)] if mine else []
     return best
 
@@ -131,15 +144,16 @@ def order(record: Record) -> tuple[int, int, str]:
 
 
 def reference(rows: list[Record]) -> Record | None:
-    """Return the fastest verified dense row that is not quantised: what the rows of a layer are set against."""
-    dense = [r for r in rows if r.get("op") == "dense" and r.get("impl") not in QUANTISED and verified_time(r)]
+    """Return the fastest verified dense row that may take the prize: what the rows of a layer are set against."""
+    dense = [r for r in rows if r.get("op") == "dense" and prized(r) and verified_time(r)]
     return min(dense, key=lambda r: verified_time(r) or 0.0, default=None)
 
 
 def _timings(rows: list[Record]) -> list[Timing]:
-    own = {r.get("impl"): verified_time(r) for r in rows if r.get("op") == "dense"}
+    own = {(r.get("impl"), profiled(r)): verified_time(r) for r in rows if r.get("op") == "dense"}
     fastest = reference(rows)
-    return [_timing(row, fastest, own.get(DENSE_TWIN.get(str(row.get("impl")), row.get("impl")))) for row in rows]
+    twins = [(DENSE_TWIN.get(str(row.get("impl")), row.get("impl")), profiled(row)) for row in rows]
+    return [_timing(row, fastest, own.get(twin)) for row, twin in zip(rows, twins, strict=True)]
 
 
 def _timing(row: Record, dense: Record | None, same: float | None) -> Timing:
@@ -148,7 +162,7 @@ def _timing(row: Record, dense: Record | None, same: float | None) -> Timing:
     if not p50:
         return Timing(row, None, None, None)
     ratio, spread = (fastest / p50, _spread(row, dense)) if fastest and dense else (None, None)
-    clear = None if spread is None or row is dense else spread[0] > 1
+    clear = None if spread is None or row is dense or profiled(row) else spread[0] > 1
     return Timing(row, p50, ratio, same / p50 if same else None, None if row is dense else spread, clear)
 
 

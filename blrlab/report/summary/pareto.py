@@ -2,7 +2,7 @@
 
 The metric is one of the `eval` records. The time is that of the whole model where it was timed (layer `*`); else it
 is the sum over the model's layers of the fastest verified backend of each, and says so. The net of the timings is
-the run's `own`, or the only one that was timed.
+the run's `own`, or the only one that was timed. A profiler's times, on another clock than the rest, are left out.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from blrlab.report import words
 from blrlab.report.groups import Record, Run, finite, grouped, labels, latest, text
 from blrlab.report.summary.compression import layer_name, layer_records
-from blrlab.report.summary.latency import QUANTISED, verified_time
+from blrlab.report.summary.latency import prized, profiled, verified_time
 from blrlab.report.summary.quality import Quality, quality_rows, splits, variants
 from blrlab.report.summary.speed import some_tokens
 
@@ -100,7 +100,7 @@ def _name(run: Run, row: Quality) -> str:
 
 def bases(runs: Sequence[Run]) -> list[Basis]:
     """Return what the models' times can be made of, whole models first; empty where nothing fits."""
-    rows = [r for run in runs for r in run.of("bench") if verified_time(r)]
+    rows = [r for run in runs for r in run.of("bench") if verified_time(r) and not profiled(r)]
     nets = list(dict.fromkeys(text(r.get("net"), "") for r in rows))
     net = "own" if "own" in nets else nets[0] if len(nets) == 1 else None
     rows = [r for r in rows if text(r.get("net"), "") == net]
@@ -126,7 +126,7 @@ def layer_counts(run: Run) -> dict[str, int]:
 
 def model_time(basis: Basis, model: Model) -> float | None:
     """Return a model's us on this basis; None where a part of it has no verified time at the model's own ranks."""
-    rows = [r for r in basis.rows if r.get("op") == model.form and r.get("impl") not in QUANTISED]
+    rows = [r for r in basis.rows if r.get("op") == model.form and prized(r)]
     rows = [r for r in rows if _same_size(r, model)]
     if not basis.counts:
         return min((v for r in rows if (v := verified_time(r))), default=None)

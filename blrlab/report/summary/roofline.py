@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from blrlab.report import words
 from blrlab.report.groups import Record, finite, mapping, text
-from blrlab.report.summary.latency import layer_title, verified_time
+from blrlab.report.summary.latency import layer_title, profiled, verified_time
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,11 @@ def point(record: Record, under: Roof) -> Point | None:
 
 
 def foremost(points: Sequence[Point]) -> set[int]:
-    """Return the places of the fastest point of every layer, op and number of tokens."""
+    """Return the places of the fastest point of every layer, op and number of tokens, a profiler's left aside."""
     best: dict[tuple[str, ...], int] = {}
     for place, found in enumerate(points):
+        if profiled(found.record):
+            continue
         key = tuple(text(found.record.get(k), "") for k in ("net", "layer", "phase", "op", "tokens"))
         if key not in best or found.speed > points[best[key]].speed:
             best[key] = place

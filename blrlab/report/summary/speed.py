@@ -1,27 +1,37 @@
 """Speed over dense of every op and backend: layer by layer, and as a geometric mean over them.
 
-Where one op and backend was timed on a layer at several blocks or ranks, the fastest of them counts.
+Where one op and backend was timed on a layer at several blocks or ranks, the fastest of them counts. A mean is over
+layers of one number of tokens and one dtype; of whole models, also of one batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
+from blrlab.report import words
 from blrlab.report.groups import finite, grouped, text
 from blrlab.report.summary.latency import LayerKey, Timing, order
 
 Contender = tuple[str, str]
+Place = tuple[float | None, str, float | None]
+T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Speed:
-    """One op and backend at one number of tokens: its timings, one a layer, and their mean ratio over dense."""
+    """One op and backend at one number of tokens and dtype: its timings, one a layer, and their mean over dense.
+
+    `batch` is that of whole models, None of layers.
+    """
 
     op: str
     impl: str
     tokens: float | None
+    dtype: str
+    batch: float | None
     timings: tuple[Timing, ...]
     mean: float
 
@@ -34,6 +44,16 @@ class Speed:
     def clear(self) -> int:
         """Count the layers on which it beat dense by more than the spread."""
         return sum(t.wins and t.clear is True for t in self.timings)
+
+    @property
+    def counted(self) -> bool:
+        """Say whether any of it may win."""
+        return any(t.counted for t in self.timings)
+
+    @property
+    def place(self) -> Place:
+        """Return what its timings share, and with them those of the contenders beside it."""
+        return self.tokens, self.dtype, self.batch
 
     @property
     def nets(self) -> list[str]:
@@ -73,13 +93,33 @@ def contenders(layers: Iterable[list[Timing]]) -> list[Timing]:
 def speeds(layers: dict[LayerKey, list[Timing]], whole_models: bool = False) -> list[Speed]:
     """Return every op and backend at every number of tokens, ops and backends in order, tokens rising.
 
-    Layers and whole models never share a mean: `whole_models` picks the one or the other.
+    Layers and whole models never share a mean: `whole_models` picks the one or the other. Nor do dtypes, nor the
+    batches of whole models.
     """
     chosen = [timings for timings in layers.values() if (timings[0].record.get("layer") == "*") == whole_models]
-    groups = grouped(contenders(chosen), lambda t: (*_contender(t), finite(t.record.get("tokens"))))
-    found = [Speed(op, impl, n, tuple(rows), _mean(rows)) for (op, impl, n), rows in groups.items()]
+    groups = grouped(contenders(chosen), lambda t: (_contender(t), _place(t, whole_models)))
+    found = [Speed(*pair, *place, timings=tuple(rows), mean=_mean(rows)) for (pair, place), rows in groups.items()]
     order = {pair: place for place, pair in enumerate(_ordered(chosen))}
-    return sorted(found, key=lambda s: (s.tokens or 0, order[s.op, s.impl]))
+    return sorted(found, key=lambda s: (s.tokens or 0, s.dtype, s.batch or 0, order[s.op, s.impl]))
+
+
+def places(found: Iterable[Speed]) -> dict[Place, str]:
+    """Return what speeds share, in order, with its name: the tokens, and dtype and batch where there are several."""
+    seen = list(dict.fromkeys(s.place for s in found))
+    dtypes, batches = ({place[k] for place in seen} for k in (1, 2))
+    names = {}
+    for tokens, dtype, batch in seen:
+        more = [dtype or "no dtype"] if len(dtypes) > 1 else []
+        more += [f"batch {batch:g}" if batch else "no batch"] if len(batches) > 1 else []
+        names[tokens, dtype, batch] = ", ".join([words.tokens(tokens), *more])
+    return names
+
+
+def mean_words(found: Sequence[Speed]) -> dict[Speed, str]:
+    """Write means; with the number of layers behind each where it is not the same for all that stand beside it."""
+    groups = grouped(found, lambda s: s.place)
+    uneven = {place for place, beside in groups.items() if len({len(s.timings) for s in beside}) > 1}
+    return {s: words.factor(s.mean) + (f" ({len(s.timings)})" if s.place in uneven else "") for s in found}
 
 
 def by_net(layers: dict[LayerKey, list[Timing]]) -> dict[str, dict[LayerKey, list[Timing]]]:
@@ -94,15 +134,25 @@ def some_tokens(counts: Iterable[float | None], most: int) -> list[float]:
     >>> some_tokens([1, 16, 64, 256, 4096], 3)
     [1, 64, 4096]
     """
-    known = sorted({count for count in counts if count is not None})
-    if len(known) <= most:
-        return known
-    step = (len(known) - 1) / max(1, most - 1)
-    return [known[round(k * step)] for k in range(most)]
+    return evenly(sorted({count for count in counts if count is not None}), most)
+
+
+def evenly(items: list[T], most: int) -> list[T]:
+    """Choose up to `most` items: the first, the last, and others evenly between."""
+    if len(items) <= most:
+        return items
+    step = (len(items) - 1) / max(1, most - 1)
+    return [items[round(k * step)] for k in range(most)]
 
 
 def _contender(timing: Timing) -> Contender:
     return text(timing.record.get("op"), ""), text(timing.record.get("impl"), "")
+
+
+def _place(timing: Timing, whole_model: bool) -> Place:
+    record = timing.record
+    batch = finite(record.get("batch")) if whole_model else None
+    return finite(record.get("tokens")), text(record.get("dtype"), ""), batch
 
 
 def _mean(timings: list[Timing]) -> float:

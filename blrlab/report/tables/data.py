@@ -8,11 +8,12 @@ from blrlab.report import words
 from blrlab.report.groups import Run, finite, text
 from blrlab.report.plots.errors import error_points
 from blrlab.report.plots.loss import PHASES, curves, marks, smoothed
+from blrlab.report.plots.overview import overview_rows
 from blrlab.report.plots.pareto import pareto_panels
 from blrlab.report.summary.latency import layer_title
 from blrlab.report.summary.pareto import metric_of
 from blrlab.report.summary.roofline import Point
-from blrlab.report.summary.speed import Speed
+from blrlab.report.summary.speed import Speed, mean_words
 from blrlab.report.tables.table import Column, Table
 
 
@@ -71,16 +72,15 @@ def roofline_data(title: str, nets: dict[str, list[Point]]) -> Table:
 
 
 def overview_data(title: str, found: Sequence[Speed]) -> Table:
-    """Return geometric means, a column per number of tokens."""
+    """Return geometric means, a column per number of tokens; layers are counted where contenders have not the same."""
     counts = sorted({s.tokens for s in found if s.tokens is not None})
-    by_place = {(s.op, s.impl, s.tokens): s.mean for s in found}
-    pairs = dict.fromkeys((s.op, s.impl) for s in found)
+    by_place = {(s.op, s.impl, s.dtype, s.tokens): told for s, told in mean_words(found).items()}
     rows = [
-        (words.contender({"op": op, "impl": impl}), *(words.factor(by_place.get((op, impl, n))) for n in counts))
-        for op, impl in pairs
+        (name, *(by_place.get((*row, n), words.MISSING) for n in counts)) for row, name in overview_rows(found).items()
     ]
+    notes = ("In brackets: the layers behind a mean.",) if any("(" in told for told in by_place.values()) else ()
     columns = (Column("x dense", 0, False), *(Column(f"{n:,.0f}\n{'token' if n == 1 else 'tokens'}") for n in counts))
-    return Table(title, columns, tuple(rows))
+    return Table(title, columns, tuple(rows), notes=notes)
 
 
 def pareto_data(title: str, runs: Sequence[Run]) -> Table:

@@ -36,7 +36,7 @@ COLUMNS = (
 ALWAYS = ("layer", "op", "backend", "p50\nus", "x dense\nfastest", "error /\nbudget")
 HOW_TO_READ = (
     "x dense: how many times as fast as dense at its fastest, and as dense on the same backend; ~ is within the "
-    "spread of the two times.",
+    "spread of the two times, within this run.",
     "error / budget: the accuracy gate; 1 is the most that passes. bound: the time the roofline allows.",
 )
 

@@ -39,7 +39,10 @@ def prediction_table(device: str, records: list[Record], most: int = MOST_ROWS) 
     table = Table(f"Predicted times on {device}", PREDICTIONS, tuple(rows), frozenset(breaks))
     table = table.without_empty(["layer", "op", "algorithm", "predicted\nus"]).say_once(["dtype"])
     note = f"Of {len(records):,} predictions, the fastest algorithm of every op is shown."
-    return table.noted(*([note] if thinned else []), "Predictions are least times of the cost model, not measurements.")
+    return table.noted(
+        *([note] if thinned else []),
+        "Predictions are least times of the cost model, not measurements; x dense is a ratio of two, an estimate.",
+    )
 
 
 def _cells(record: Record) -> tuple[str, ...]:
@@ -67,7 +70,7 @@ def advice_table(device: str, found: list[Advice], one_each: bool = False) -> Ta
     columns = (
         Column("layer", 0, False, group=True),
         Column("op", 0, False),
-        Column("at best", 2),
+        Column("highest", 2),
         Column("advice", 0, False, prose=True),
     )
     shown = choose(found, len(found))[0] if one_each else found
@@ -79,7 +82,8 @@ def advice_table(device: str, found: list[Advice], one_each: bool = False) -> Ta
             best = max((v for row in advice.speedup for v in row if v), default=None)
             rows.append((layer, advice.op, words.factor(best), in_words(advice)))
     more = len(found) - len(shown)
-    note = [f"At one number of blocks a layer and format; {more} more are on the page."] if more else []
+    note = ["highest: of the predicted speeds over dense, a ratio of least times: an estimate, not a limit."]
+    note += [f"At one number of blocks a layer and format; {more} more are on the page."] if more else []
     return Table(f"Advice for {device}, predicted", columns, tuple(rows), frozenset(breaks), tuple(note))
 
 

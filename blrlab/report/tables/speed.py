@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from blrlab.report import words
 from blrlab.report.groups import Record, finite, grouped
-from blrlab.report.summary.latency import QUANTISED, Timing, by_layer, layer_title
+from blrlab.report.summary.latency import Timing, by_layer, layer_title, prized, profiled
 from blrlab.report.summary.speed import Speed, speeds
 from blrlab.report.tables.table import Column, Table
 
-MEANS = (
+SHARED = (
     Column("tokens", 0, group=True),
+    Column("dtype", 0, False, group=True),
+    Column("batch", 0, group=True),
+)
+MEANS = (
+    *SHARED,
     Column("op", 0, False),
     Column("backend", 0, False),
     Column("x dense"),
@@ -24,7 +29,7 @@ MEANS = (
 )
 HOW_TO_READ = (
     "x dense: geometric mean over layers of the speed over the fastest dense backend, quantised ones left aside.",
-    "clearly: p80 lies below dense's p20; the other wins are within the spread of the two times.",
+    "clearly: within this run, p80 lies below dense's p20; the other wins are within the spread of the two times.",
 )
 
 
@@ -34,31 +39,45 @@ def means_table(device: str, records: list[Record]) -> Table | None:
     if not found:
         return None
     rows = [_means(speed) for speed in found]
-    breaks = {place for place, row in enumerate(rows) if not place or row[0] != rows[place - 1][0]}
     nets = list(dict.fromkeys(net for speed in found for net in speed.nets))
     title = f"Speed over dense on {device}: geometric means over {words.listed(nets, 9)}"
-    return Table(title, MEANS, tuple(rows), frozenset(breaks), HOW_TO_READ)
+    notes = (*HOW_TO_READ, *([words.PROFILED] if any(map(profiled, records)) else []))
+    return _grouped(Table(title, MEANS, tuple(rows), notes=notes), found)
+
+
+def _grouped(table: Table, places: Sequence[Speed]) -> Table:
+    """Open a group wherever the speed behind a row shares less with the one before; leave out what all share."""
+    breaks = {k for k, speed in enumerate(places) if not k or speed.place != places[k - 1].place}
+    agreed = [title for title in ("dtype", "batch") if len(set(table.cells(title))) == 1]
+    return replace(table, breaks=frozenset(breaks)).without(agreed)
+
+
+def _shared(speed: Speed) -> tuple[str, ...]:
+    return (
+        words.MISSING if speed.tokens is None else f"{speed.tokens:,.0f}",
+        speed.dtype or words.MISSING,
+        f"{speed.batch:g}" if speed.batch else words.MISSING,
+    )
 
 
 def _means(speed: Speed) -> tuple[str, ...]:
     ratios = [t.over_fastest_dense for t in speed.timings if t.over_fastest_dense]
     return (
-        words.MISSING if speed.tokens is None else f"{speed.tokens:,.0f}",
+        *_shared(speed),
         words.name(words.FORMATS, speed.op),
         words.backend(speed.impl),
         words.factor(speed.mean),
         words.factor(min(ratios)),
         words.factor(max(ratios)),
         str(len(speed.timings)),
-        str(speed.wins),
-        str(speed.clear),
+        *([str(speed.wins), str(speed.clear)] if speed.counted else [words.MISSING] * 2),
     )
 
 
 def speed_table(title: str, found: Sequence[Speed]) -> Table:
     """Return the data of a picture of speeds: a row per bar, with the ratio's spread."""
     columns = (
-        Column("tokens", 0, group=True),
+        *SHARED,
         Column("op", 0, False),
         Column("backend", 0, False),
         Column("layer", 0, False),
@@ -68,7 +87,7 @@ def speed_table(title: str, found: Sequence[Speed]) -> Table:
     )
     rows = [
         (
-            *_means(speed)[:3],
+            *_means(speed)[: len(SHARED) + 2],
             layer_title(t.record),
             words.factor(t.over_fastest_dense),
             "-".join(words.figures(v) for v in t.spread) if t.spread else words.MISSING,
@@ -77,12 +96,13 @@ def speed_table(title: str, found: Sequence[Speed]) -> Table:
         for speed in found
         for t in speed.timings
     ]
-    breaks = {place for place, row in enumerate(rows) if not place or row[0] != rows[place - 1][0]}
-    return Table(title, columns, tuple(rows), frozenset(breaks))
+    return _grouped(Table(title, columns, tuple(rows)), [speed for speed in found for _ in speed.timings])
 
 
 def win(timing: Timing) -> str:
     """Say whether a timing beats dense, and how surely."""
+    if not timing.counted:
+        return "not counted"
     if not timing.wins:
         return "slower"
     return {True: "clear", False: "within the spread", None: "spread not known"}[timing.clear]
@@ -123,9 +143,8 @@ def side_by_side(layers: Sequence[list[Timing]], with_tokens: bool) -> Times:
         title = layer_title(record) + (f", {words.tokens(record.get('tokens'))}" if with_tokens else "")
         title += f", batch {batch:g}" if (batch := finite(record.get("batch"))) else ""
         bounds = {_op(t): b for t in timings if (b := finite(t.record.get("bound_us")))}
-        # Quantised weights are another model; they are shown, and do not take the prize.
-        prized = {words.contender(t.record) for t in timings if t.record.get("impl") not in QUANTISED}
-        best = min((name for name in times if name in prized), key=lambda name: times[name], default="")
+        able = {words.contender(t.record) for t in timings if prized(t.record)}
+        best = min((name for name in times if name in able), key=lambda name: times[name], default="")
         rows.append((title, times, bounds, best))
     ops = dict.fromkeys(op for _, _, bounds, _ in rows for op in bounds)
     return Times(tuple(names), tuple(ops), tuple(rows))
