@@ -1,6 +1,7 @@
 """Benchmark a whole model, dense and factored: verify what every program computes, then time what passed.
 
-One row a phase, format and implementation, all of a phase timed in turn in one process:
+One row a phase, format and implementation, all of a phase timed in turn in one process (on a GPU, where the command
+has JAX's programs follow in a process of their own, all of PyTorch's and then all of JAX's):
 
 - forward: the logits of all tokens, without a key-value cache.
 - prefill: the logits of the last token, keys and values written to a cache. PyTorch only: `blrlab.models.gpt2` keeps
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from blrlab.bench import gpt2_torch, timing
 from blrlab.bench.card import clock_and_temperature
+from blrlab.bench.gate import poison
 from blrlab.bench.gpt2_torch import Weights
 from blrlab.bench.model_gate import Judge, Verdict
 from blrlab.bench.model_rows import XLA, Group, Net, planned, start
@@ -112,7 +114,7 @@ def _verify(net: Net, group: Group, entries: Sequence[_Entry], settings: Setting
             program = _xla_program if entry.is_xla else _torch_program
             verdict, call = program(net, group, entry.row, weights, ids, judge, models)
         except Exception as error:  # whatever a library raises belongs into its row
-            entry.row |= {"passed": False, "reason": first_line(error)}
+            entry.row |= {"passed": None if is_no_fault(error) else False, "reason": first_line(error)}
             continue
         finite = (value if math.isfinite(value) else None for value in verdict)
         entry.row |= {**dict(zip(ERRORS, finite, strict=True)), "passed": verdict.passed}
@@ -120,6 +122,14 @@ def _verify(net: Net, group: Group, entries: Sequence[_Entry], settings: Setting
             entry.call = call
         else:
             entry.row["reason"] = "its error is over its budget, so it has no speed"
+
+
+def is_no_fault(error: Exception) -> bool:
+    """Say whether an error tells of a full memory or a missing library, and nothing of the program."""
+    if isinstance(error, ImportError | MemoryError | torch.OutOfMemoryError):
+        return True
+    signs = ("out of memory", "resource_exhausted", "can't allocate memory", "cannot open shared object")
+    return isinstance(error, RuntimeError | OSError) and any(sign in str(error).lower() for sign in signs)
 
 
 def _ids(net: Net, group: Group, device: torch.device) -> Tensor:
@@ -136,9 +146,17 @@ def _torch_program(
         models[op, impl, group.dtype] = gpt2_torch.build(net.sizes, weights, None if op == "dense" else impl)
     call = gpt2_torch.call(models[op, impl, group.dtype], group.phase, ids)
     with torch.no_grad():
+        call()  # compiles and tunes
+        poison(_sizes(net, group), getattr(torch, group.dtype), ids.device)
         verdict = judge.judge(call(), is_yardstick=op == "dense")
         row["peak_bytes"] = _peak_bytes(call) if ids.is_cuda else None
     return verdict, call
+
+
+def _sizes(net: Net, group: Group) -> list[int]:
+    """Return the numbers of elements of what a call is likely to allocate: logits, and what is between the layers."""
+    scored = group.batch if group.phase in ("prefill", "decode") else group.rows
+    return [*[scored * net.sizes.vocab_size] * 2, *[group.rows * net.sizes.width * times for times in (1, 1, 3, 4, 4)]]
 
 
 def _peak_bytes(call: timing.Call) -> int:
@@ -165,6 +183,7 @@ def _xla_program(
         row["weight_bytes"] = 4 * weights.nbytes // getattr(torch, group.dtype).itemsize
     else:
         ready = gpt2_xla.forward(net.sizes, specs, weights, ids)
+        gpt2_xla.poison(_sizes(net, group), group.dtype)
         verdict = judge.judge(xla.to_torch(ready.call()))
     row["peak_bytes"] = ready.peak_bytes
     return verdict, ready.call
@@ -181,19 +200,44 @@ def _time(entries: Sequence[_Entry], settings: Settings) -> None:
                 ready.append((entry, contender))
             except Exception as error:
                 entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
-        found = timing.time_contenders([contender for _, contender in ready], settings.seconds) if ready else {}
+        contenders = [dataclasses.replace(each, sample=_guarded(entry, each)) for entry, each in ready]
+        found = timing.time_contenders(contenders, settings.seconds) if ready else {}
         for entry, contender in ready:
-            times = found[contender.name]
-            entry.row |= {**times._asdict(), "method": contender.method}
-            new = 1 if entry.row["phase"] == "decode" else entry.row["tokens"]
-            entry.row["tokens_per_s"] = 1e6 * entry.row["batch"] * new / times.p50
-            if times.p50 < entry.row["bound_us"]:
-                entry.row["note"] = "faster than its bound: the bound or the clock is wrong"
-            if settings.card.is_gpu:
-                entry.row["launch_us"] = _launch_us(entry)
+            if "reason" not in entry.row:
+                _fill_in(entry, contender, found[contender.name], settings)
         note = clock_and_temperature(settings.card) if ready else {}
         for entry, _ in ready:
             entry.row |= note
+
+
+def _guarded(entry: _Entry, contender: Contender) -> Callable[[], Sequence[float]]:
+    """Sample a contender until it fails: then its row has the reason and no speed, and the others go on."""
+
+    def sample() -> Sequence[float]:
+        if "reason" in entry.row:
+            return ()
+        try:
+            return contender.sample()
+        except Exception as error:
+            entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
+            return ()
+
+    return sample
+
+
+def _fill_in(entry: _Entry, contender: Contender, times: timing.Times, settings: Settings) -> None:
+    """Note the times of a program, and on a GPU that of a call from Python."""
+    row, notes = entry.row, []
+    new = 1 if row["phase"] == "decode" else row["tokens"]
+    row |= {**times._asdict(), "method": contender.method, "tokens_per_s": 1e6 * row["batch"] * new / times.p50}
+    if times.p50 < row["bound_us"]:
+        notes.append("faster than its bound: the bound or the clock is wrong")
+    try:
+        row["launch_us"] = _launch_us(entry) if settings.card.is_gpu else None
+    except Exception as error:
+        notes.append(f"no launch time: {first_line(error)}")
+    if notes:
+        row["note"] = "; ".join(notes)
 
 
 def _contender(entry: _Entry, name: str, settings: Settings) -> Contender:

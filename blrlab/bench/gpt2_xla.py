@@ -1,7 +1,8 @@
 """GPT-2 as `blrlab.models.gpt2` has it, under `jax.jit`, on the weights of `blrlab.bench.gpt2_torch`."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -73,6 +74,13 @@ def _model(sizes: gpt2.Config, specs: Mapping[str, Spec], like: Tensor) -> gpt2.
 def _peak_bytes(compiled: Any) -> int | None:
     found = compiled.memory_analysis()
     return None if found is None else int(found.temp_size_in_bytes + found.output_size_in_bytes)
+
+
+def poison(sizes: Sequence[int], dtype: str) -> None:
+    """Leave NaN in JAX's memory that arrays of these numbers of elements are likely to get next."""
+    blocks = jax.block_until_ready([jnp.full(size, math.nan, dtype) for size in sizes])
+    for block in blocks:
+        block.delete()
 
 
 def wait(call: Callable[[], Any]) -> Callable[[], Any]:

@@ -9,6 +9,7 @@ Weights are random, since times do not depend on them. Phases: forward (all logi
 logits), decode (one token more) and train_step (one optimiser step). PyTorch's model is that of transformers, JAX's
 that of blrlab.models. Rows are written as they are measured; the same command with its --out goes on where it was
 stopped. The plan of a config is made by blrlab.compress, so JAX is loaded for its shapes even where xla is not timed.
+On a GPU xla is measured last, by a process of its own that is given the ceilings (blrlab.bench.beside says why).
 
 Exit status: 0 done, 1 a program failed its gate, 2 wrong input, 130 stopped.
 """
@@ -16,6 +17,7 @@ Exit status: 0 done, 1 a program failed its gate, 2 wrong input, 130 stopped.
 import argparse
 import dataclasses
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +29,7 @@ from typing import Any
 # JAX and torch share a GPU: JAX must not take most of it at its start. Read then, so set before it is imported.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
+from blrlab.bench import flags
 from blrlab.errors import InputError, did_you_mean, one_of
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
@@ -72,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="", help="default: the first CUDA GPU, else the CPU")
     parser.add_argument("--out", type=Path, help="the file of records; default: runs/model-<time>/records.jsonl")
     parser.add_argument("--fresh", action="store_true", help="measure anew what --out holds already")
+    parser.add_argument("--ceilings", default="", help=argparse.SUPPRESS)  # for the process that runs XLA
     return parser
 
 
@@ -85,26 +89,73 @@ def _run(options: argparse.Namespace, rest: Sequence[str], arguments: Sequence[s
     for package in ("torch", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise InputError(f"the benchmark of a model needs {package}: pip install {package}.")
-    if not options.seconds > 0:
-        raise InputError(f"--seconds is {options.seconds:g}: it is a positive number.")
+    flags.positive(options.seconds, "--seconds")
     impls = _impls(options)
-    device = _device(options.device)
-    dtype = one_of(options.dtype or ("bfloat16" if device.startswith("cuda") else "float32"), DTYPES, "dtype")
+    device = flags.device(options.device)
+    dtype = one_of(options.dtype or ("bfloat16" if device == "cuda" else "float32"), DTYPES, "dtype")
     net = _net(options, rest)
     groups = _groups(options, net, dtype, impls)
-    from blrlab.bench import beside, card, runner
+    from blrlab.bench import card, model_rows, runner
     from blrlab.bench.results import Results
 
-    out = options.out or Path("runs") / time.strftime("model-%Y%m%d-%H%M%S") / "records.jsonl"
-    out = out / "records.jsonl" if out.is_dir() or not out.suffix else out
-    settings = runner.settings(impls, options.seconds, card.here(dtype, device))
-    if not beside.needed(settings):
-        return measure(net, groups, settings, Results(out, options.fresh))
-    torch_only = tuple(impl for impl in impls if impl != beside.XLA)
-    status = measure(net, groups, dataclasses.replace(settings, impls=torch_only), Results(out, options.fresh))
-    again = [word for word in arguments if word != "--fresh"]
-    command = [sys.executable, "-m", "blrlab.bench.model", *again, "--backends=xla", f"--out={out}"]  # the last counts
-    return max(status, subprocess.run(command, check=False).returncode)
+    out = flags.records_file(options.out, Path("runs") / time.strftime("model-%Y%m%d-%H%M%S") / "records.jsonl")
+    at_hand = card_from(options.ceilings, dtype, device) if options.ceilings else card.here(dtype, device)
+    settings, results = runner.settings(impls, options.seconds, at_hand), Results(out, options.fresh)
+    if not at_hand.is_gpu or options.ceilings:
+        return measure(net, groups, settings, results)
+    # measuring ceilings made CUDA graphs, which XLA's profiler does not bear
+    own = tuple(impl for impl in impls if impl != model_rows.XLA)
+    status = measure(net, groups, dataclasses.replace(settings, impls=own), results) if own else 0
+    theirs = impls[len(own) :]  # xla, or nothing
+    aside = [group.phase for group in groups if model_rows.planned(net, group.phase, theirs)]
+    if not aside:
+        return status
+    command = _aside(arguments, aside, out, at_hand)
+    return max(status, _status(subprocess.run(command, check=False).returncode))
+
+
+def _aside(arguments: Sequence[str], phases: Iterable[str], out: Path, card: Any) -> list[str]:
+    """Return the command that measures XLA alone, with the ceilings of a card; of repeated flags the last counts."""
+    return [
+        *(sys.executable, "-m", "blrlab.bench.model", *flags.without(arguments, "--fresh"), "--backends=xla"),
+        *(f"--phases={','.join(dict.fromkeys(phases))}", f"--out={out}"),
+        f"--ceilings={json.dumps(dataclasses.asdict(card.measured))}",
+    ]
+
+
+def _status(code: int) -> int:
+    """Return the exit status of the process that ran XLA; one that a signal ended has a negative one."""
+    if code >= 0:
+        return code
+    print(f"the process that ran XLA ended by signal {-code}; the same command with its --out goes on", file=sys.stderr)
+    return EXIT_FAILED
+
+
+def card_from(text: str, dtype: str, device: str) -> Any:
+    """Make the Card of a device whose ceilings another process measured.
+
+    Args:
+      text: its `blrlab_ops.devices.Device` as a JSON object.
+      dtype: of the matrix products measured.
+      device: cuda or cpu.
+
+    Raises:
+      InputError: the text is no such object.
+    """
+    import torch
+    from blrlab_ops import devices
+
+    from blrlab.bench.card import Card
+
+    try:
+        fields = json.loads(text)
+        capability = fields["compute_capability"] and tuple(fields["compute_capability"])
+        measured = devices.Device(**{**fields, "compute_capability": capability})
+    except (ValueError, TypeError, KeyError):
+        raise InputError("--ceilings is no device's as another process of this command passes them.") from None
+    where = torch.device(device)
+    sheet = devices.match(torch.cuda.get_device_name(where)) if where.type == "cuda" else None
+    return Card(where, measured, sheet, dtype)
 
 
 def measure(net: Any, groups: Sequence[Any], settings: Any, results: Any) -> int:
@@ -152,26 +203,12 @@ def _impls(options: argparse.Namespace) -> tuple[str, ...]:
 
     from blrlab.bench.model_rows import DENSE_IMPL, XLA
 
-    backends = [one_of(word, BACKENDS, "backend") for word in _words(options.backends)]
+    backends = [one_of(word, BACKENDS, "backend") for word in flags.words(options.backends)]
     if not backends:
         raise InputError(f"no backend is named: give some of {', '.join(BACKENDS)}.")
     own = tuple(dict.fromkeys(impl for op in dispatch.IMPLS for impl in dispatch.impls(op)))
-    named = [one_of(word, own, "impl") for word in _words(options.impl)] or [impl for impl in own if impl != "ref"]
+    named = [one_of(word, own, "impl") for word in flags.words(options.impl)] or [impl for impl in own if impl != "ref"]
     return (*((DENSE_IMPL, *named) if "torch" in backends else ()), *((XLA,) if "xla" in backends else ()))
-
-
-def _device(name: str) -> str:
-    import torch
-
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    one_of(kind, ("cuda", "cpu"), "device")
-    count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not count:
-        raise InputError("no CUDA GPU that PyTorch finds: leave --device out to measure the CPU.")
-    if index and not (index.isdigit() and int(index) < count):
-        raise InputError(f'no device "{name}": there are {count}, from {kind}:0 on.')
-    return name
 
 
 def _net(options: argparse.Namespace, rest: Sequence[str]) -> Any:
@@ -189,7 +226,7 @@ def _net(options: argparse.Namespace, rest: Sequence[str]) -> Any:
         sizes = hf.gpt2_config(hf.find(config.init_from), config.model.dtype, 0.0)
     else:
         sizes = gpt2.Config(**{field.name: config.model[field.name] for field in dataclasses.fields(gpt2.Config)})
-    formats = [one_of(word, OPS, "format") for word in _words(options.formats)] or ["dense", config.factors.format]
+    formats = [one_of(word, OPS, "format") for word in flags.words(options.formats)] or ["dense", config.factors.format]
     layers, factors = gpt2_torch.linears(sizes), config.factors.to_dict()
     plans = {
         op: {} if op == "dense" else compress.plan(layers, config.rules, {**factors, "format": op}, factors["net"])
@@ -228,29 +265,19 @@ def _groups(options: argparse.Namespace, net: Any, dtype: str, impls: Sequence[s
     from blrlab.bench.model_rows import PHASES, Group, planned
 
     able = [phase for phase in PHASES if planned(net, phase, impls)]
-    words = _words(options.phases)
+    words = flags.words(options.phases)
     phases = able if words == ["all"] else [one_of(word, PHASES, "phase") for word in words]
     for phase in phases:
         if phase not in able:
             raise InputError(f"nothing named runs {phase}: train_step is xla's, prefill and decode are torch's.")
     published = shapes.layers("gpt2s")[0].tokens
     default = str(max(1, min(published, net.sizes.context // 2)))
-    tokens = [_whole(word, "--tokens") for word in _words(options.tokens or default)]
-    batches = [_whole(word, "--batch") for word in _words(options.batch)]
+    tokens = flags.counts(options.tokens or default, "--tokens", 1)
+    batches = flags.counts(options.batch, "--batch", 1)
     found = [Group(phase, batch, count, dtype) for batch in batches for count in tokens for phase in phases]
     if not found:
         raise InputError("nothing to measure: name at least one of --phases, --tokens and --batch.")
     return list(dict.fromkeys(found))
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _whole(word: str, flag: str) -> int:
-    if not word.isdigit() or not int(word):
-        raise InputError(f'{flag} takes whole numbers from 1 on, with commas between, not "{word}".')
-    return int(word)
 
 
 if __name__ == "__main__":

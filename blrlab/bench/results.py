@@ -12,7 +12,7 @@ IDENTITY = (
     "tokens", "dtype",
 )  # fmt: skip
 # What another run may not meet: a crash, a full memory.
-BY_CHANCE = ("it cannot be timed", "the process that ran XLA", "OutOfMemoryError", "MemoryError")
+BY_CHANCE = ("it cannot be timed", "the process that ran XLA", "MemoryError", "out of memory", "RESOURCE_EXHAUSTED")
 MACHINE = ("device", "torch", "triton", "jax", "driver")
 
 
@@ -37,7 +37,8 @@ class Results:
         found = self._found.get(identity(row))
         if found is None or any(found.get(name) != machine.get(name) for name in MACHINE):
             return False
-        return not str(found.get("reason") or "").startswith(BY_CHANCE)
+        reason = str(found.get("reason") or "")
+        return not any(chance in reason for chance in BY_CHANCE)
 
     def commits(self) -> list[str]:
         """Return the commits that the rows were measured at."""

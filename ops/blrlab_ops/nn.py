@@ -127,7 +127,20 @@ def _in_place_of(
     if found != wanted:
         what = "no linear layer" if found is None else f"{found[0]} x {found[1]}"
         raise ValueError(f"it is {wanted[0]} x {wanted[1]}, and what is to replace it is {what}")
-    return new if isinstance(new, nn.Module) else FactoredLinear(new, old.bias, impl).train(old.training)
+    if isinstance(new, nn.Module):
+        return new
+    _check_like(old, new)
+    return FactoredLinear(new, old.bias, impl).train(old.training)
+
+
+def _check_like(old: Any, factors: Mapping[str, Tensor]) -> None:
+    """Refuse factors of another dtype or device than the layer they replace."""
+    weight = old.V if isinstance(old, FactoredLinear) else old.weight
+    for name, factor in factors.items():
+        if factor.dtype != weight.dtype:
+            raise ValueError(f"its weight is {weight.dtype} and {name} is {factor.dtype}: convert one of them")
+        if factor.device != weight.device:
+            raise ValueError(f"its weight is on {weight.device} and {name} on {factor.device}: move one of them")
 
 
 def _features(module: nn.Module) -> tuple[int, int] | None:

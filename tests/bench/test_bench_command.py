@@ -391,3 +391,18 @@ assert layer.main(sys.argv[1:]) == 0
     assert "jax" not in said.splitlines()[-1].split()
     assert measured(out) == three(5)
     assert rows(out)[0]["jax"] == environment.version("jax"), "its version is known all the same"
+
+
+@pytest.mark.parametrize(
+    "reason", ["OutOfMemoryError: full", "the process that ran XLA crashed", "it cannot be timed: x"]
+)
+def test_what_failed_by_chance_is_measured_again(tmp_path: Path, reason: str) -> None:
+    from blrlab.bench.results import MACHINE, Results
+
+    machine = dict.fromkeys(MACHINE, "1")
+    row = {"kind": "bench", "op": "dense", "impl": "xla", **machine}
+    for text, there in ((None, True), ("no GPU here", True), (reason, False)):
+        results = Results(tmp_path / "records.jsonl", fresh=True)
+        results.add([row | {"reason": text}])
+        assert Results(results.path).has(row, machine) is there
+        assert not Results(results.path).has(row, machine | {"torch": "2"})

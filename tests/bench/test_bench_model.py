@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+from pathlib import Path
 
 import jax
 import pytest
@@ -55,6 +57,10 @@ def net() -> Net:
 @pytest.fixture(scope="module")
 def settings():
     return runner.settings(IMPLS, 1e-4, card.here("float32", "cpu"))
+
+
+def ref_too(settings):
+    return dataclasses.replace(settings, impls=("ref", "torch_bmm"))
 
 
 def only(net: Net, *ops: str) -> Net:
@@ -161,6 +167,17 @@ def test_the_bound_is_that_of_all_linear_layers(net):
     )
 
 
+def test_the_bound_takes_no_more_than_the_l2_off_and_keeps_the_operations(net):
+    here = card.here("float32", "cpu").measured
+    moved, group = 4 * (2 * 12 * 24 * 24 + 24 * 61 + 61), Group("decode", 1, 8, "float32")
+    cases = ((0, moved), (1000, moved - 1000), (moved, 0), (10 * moved, 0))
+    for l2_bytes, left in cases:
+        device = dataclasses.replace(here, tensor_flops=1e18, cuda_flops=1e18, dram_bytes_per_s=1e9, l2_bytes=l2_bytes)
+        assert model_rows.bound_us(net, group, "dense", device) == pytest.approx(left / 1e3, abs=1e-6)
+    slow = dataclasses.replace(here, tensor_flops=1e9, cuda_flops=1e9, dram_bytes_per_s=1e12, l2_bytes=10 * moved)
+    assert model_rows.bound_us(net, group, "dense", slow) == pytest.approx(2 * (moved / 4 - 61) / 1e3)
+
+
 def without_bias(model):
     model.transformer.h[0].mlp.c_fc.bias.zero_()
 
@@ -187,8 +204,7 @@ def test_a_wrong_model_has_no_speed(net, settings, monkeypatch, spoil, dtype):
         return model
 
     monkeypatch.setattr(end_to_end.gpt2_torch, "build", spoilt)
-    asked = dataclasses.replace(settings, impls=("ref", "torch_bmm"))
-    (rows,) = bench_model(only(net, "monarch"), [Group("forward", 2, 8, dtype)], asked)
+    (rows,) = bench_model(only(net, "monarch"), [Group("forward", 2, 8, dtype)], ref_too(settings))
     for row in rows:
         assert row["passed"] is (row["impl"] != "torch_bmm")
         if not row["passed"]:
@@ -245,9 +261,19 @@ def test_a_phase_that_fills_the_context_runs(net, settings):
         assert all(row["passed"] for row in rows), rows
 
 
-def test_a_program_that_raises_or_cannot_run_keeps_its_row(net, settings, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "passed", "said"),
+    [
+        (RuntimeError("no such shape\nand more"), False, "RuntimeError: no such shape"),
+        (RuntimeError("CUDA out of memory"), None, "RuntimeError: CUDA out of memory"),
+        (RuntimeError("RESOURCE_EXHAUSTED: 9 GiB"), None, "RuntimeError: RESOURCE_EXHAUSTED: 9 GiB"),
+        (torch.OutOfMemoryError("full"), None, "OutOfMemoryError: full"),
+        (ModuleNotFoundError("no triton"), None, "ModuleNotFoundError: no triton"),
+    ],
+)
+def test_a_program_that_raises_or_cannot_run_keeps_its_row(net, settings, monkeypatch, error, passed, said):
     def fail(*_):
-        raise RuntimeError("out of memory\nand more")
+        raise error
 
     monkeypatch.setattr(gpt2_xla, "forward", fail)
     asked = dataclasses.replace(settings, impls=("torch_bmm", "triton_two_stage", "xla"))
@@ -256,7 +282,72 @@ def test_a_program_that_raises_or_cannot_run_keeps_its_row(net, settings, monkey
     assert good["passed"] is True
     assert (unable["passed"], unable["p50"]) == (None, None)
     assert unable["reason"]
-    assert (failed["passed"], failed["reason"]) == (False, "RuntimeError: out of memory")
+    assert (failed["passed"], failed["reason"], failed["p50"]) == (passed, said, None)
+
+
+@pytest.mark.parametrize("lies", ["unwritten", "stale"])
+@pytest.mark.parametrize("phase", PHASES[:3])
+def test_memory_that_holds_the_right_answer_does_not_pass(net, settings, monkeypatch, phase, lies):
+    honest, poison, memory = gpt2_torch.call, end_to_end.poison, []
+
+    def call(model, phase, ids):
+        run, shape = honest(model, phase, ids), (ids.shape[0], ids.shape[1] if phase == "forward" else 1, 61)
+        if getattr(model.transformer.h[0].attn.c_attn, "impl", None) != "torch_bmm":
+            return run
+
+        def stale():
+            memory[:] = memory or [run()]
+            return memory[0]
+
+        return stale if lies == "stale" else lambda: torch.empty(shape)
+
+    def watched(sizes, dtype, device):
+        poison(sizes, dtype, device)
+        for block in memory:  # as an allocator would give it out again
+            if block.numel() in sizes:
+                block.fill_(torch.nan)
+
+    monkeypatch.setattr(end_to_end.gpt2_torch, "call", call)
+    monkeypatch.setattr(end_to_end, "poison", watched)
+    (rows,) = bench_model(only(net, "monarch"), [Group(phase, 2, 8, "float32")], ref_too(settings))
+    assert {row["impl"]: row["passed"] for row in rows} == {"ref": True, "torch_bmm": False}
+    assert bool(memory) is (lies == "stale")
+
+
+def test_a_sample_that_fails_costs_its_row_its_speed_and_no_other(net, settings, monkeypatch):
+    on_host, made = end_to_end.timing.on_host, []
+
+    def flaky(call):
+        sample, taken, place = on_host(call), [], len(made)
+        made.append(call)
+
+        def failing():
+            taken.append(0)
+            if place == 0 and len(taken) > 3:
+                raise RuntimeError("lost")
+            return sample()
+
+        return failing
+
+    monkeypatch.setattr(end_to_end.timing, "on_host", flaky)
+    (rows,) = bench_model(only(net, "monarch"), [Group("decode", 1, 8, "float32")], ref_too(settings))
+    failed, good = rows
+    assert failed["reason"] == "it cannot be timed: RuntimeError: lost"
+    assert (failed["passed"], failed["p50"], failed["tokens_per_s"], failed["method"]) == (True, None, None, None)
+    assert good["p50"] > 0
+
+
+def test_a_launch_time_that_fails_is_a_note(net, settings, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(end_to_end, "_launch_us", fail)
+    group = Group("decode", 1, 8, "float32")
+    row = model_rows.start(net, group, "dense", "torch_eager", settings) | {"bound_us": 0.0}
+    asked = dataclasses.replace(settings, card=dataclasses.replace(settings.card, device=torch.device("cuda")))
+    contender = end_to_end.Contender("0", tuple, "some")
+    end_to_end._fill_in(end_to_end._Entry(row), contender, end_to_end.timing.Times(1.0, 2.0, 3.0, 11), asked)
+    assert (row["p50"], row["launch_us"], row["note"]) == (2.0, None, "no launch time: RuntimeError: lost")
 
 
 def test_all_programs_of_a_phase_are_timed_in_the_same_rounds(net, settings, monkeypatch):
@@ -322,17 +413,66 @@ def test_a_failed_gate_is_exit_status_one(net, settings, tmp_path, monkeypatch):
         ([f"--config={CONFIG}", "--batch=two"], "whole numbers from 1 on"),
         ([f"--config={CONFIG}", "--seconds=nan"], "positive number"),
         ([f"--config={CONFIG}", "--backends=torch", "--phases=train_step"], "train_step is xla's"),
-        ([f"--config={CONFIG}", "--device=cuda:99"], "cuda:0"),
+        ([f"--config={CONFIG}", "--device=cuda:99"], 'no device "cuda:99"'),
+        ([f"--config={CONFIG}", "--device=cpu:"], 'no device "cpu:"'),
+        ([f"--config={CONFIG}", "--device=gpu"], 'device "gpu"'),
+        ([*TINY, "--device=cpu", "--ceilings=[]"], "--ceilings is no device's"),
     ],
 )
 def test_wrong_input_is_one_sentence(flags, said, capsys):
-    if "cuda:0" in said and not torch.cuda.is_available():
-        said = "no CUDA GPU"
     assert command.main(flags) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert said in err
     assert err.count("\n") == 1
+
+
+def test_ceilings_go_to_another_process_and_back():
+    here = card.here("float32", "cpu")
+    given = dataclasses.replace(here, measured=dataclasses.replace(here.measured, compute_capability=(9, 0)))
+    words = command._aside(["--fresh", "--phases", "all"], ["forward", "forward"], Path("x.jsonl"), given)
+    assert "--fresh" not in words
+    options, _ = command._parser().parse_known_args(words[3:])
+    assert (options.phases, options.backends, options.out) == ("forward", "xla", Path("x.jsonl"))
+    assert command.card_from(options.ceilings, "float32", "cpu") == given
+
+
+@pytest.mark.parametrize(
+    ("phases", "backends", "in_child"),
+    [
+        ("prefill,decode", "torch,xla", None),
+        ("forward,prefill", "torch,xla", "forward"),
+        ("all", "torch,xla", "forward,train_step"),
+        ("forward", "xla", "forward"),
+        ("all", "torch", None),
+    ],
+)
+def test_on_a_gpu_a_child_measures_what_xla_has(tmp_path, monkeypatch, phases, backends, in_child):
+    here, commands, measured = card.here("float32", "cpu"), [], []
+
+    class Gpu(card.Card):
+        is_gpu = property(lambda self: True)
+
+    def run(words, check):
+        commands.append(words)
+        return subprocess.CompletedProcess(words, 0)
+
+    gpu = Gpu(here.device, here.measured, None, "float32")
+    monkeypatch.setattr(card, "here", lambda *_: gpu)
+    monkeypatch.setattr(command.subprocess, "run", run)
+    monkeypatch.setattr(command, "measure", lambda net, groups, settings, _: measured.append(settings.impls) or 0)
+    arguments = [*TINY, f"--out={tmp_path / 'x.jsonl'}", f"--phases={phases}", f"--backends={backends}"]
+    assert command.main([*arguments, "--device=cpu"]) == 0
+    assert bool(measured) is ("torch" in backends)
+    assert all("xla" not in impls for impls in measured)
+    assert [command._parser().parse_known_args(words[3:])[0].phases for words in commands] == [in_child] * bool(
+        in_child
+    )
+
+
+def test_a_child_that_crashes_is_said_and_fails(capsys):
+    assert [command._status(code) for code in (0, 1, 130, -11)] == [0, 1, 130, 1]
+    assert "ended by signal 11" in capsys.readouterr().err
 
 
 def test_only_gpt2s_has_its_name():

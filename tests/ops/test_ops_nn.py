@@ -190,6 +190,26 @@ def test_what_does_not_fit_is_refused_by_path_and_nothing_changes(path, new, sai
     assert list(model.mlp) == before
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dtype": torch.bfloat16}, "0: its weight is torch.float32 and V is torch.bfloat16"),
+        ({"device": "meta"}, "0: its weight is on cpu and V on meta"),
+    ],
+    ids=["dtype", "device"],
+)
+@pytest.mark.parametrize("is_factored", [False, True])
+def test_factors_unlike_the_layer_they_replace_are_refused(change, said, bias, is_factored):
+    model = nn.Sequential(nn.Linear(24, 36, bias=bias))
+    if is_factored:
+        replace_linears(model, {"0": factors_of(CASES[0])})
+    before, new = model[0], {name: factor.to(**change) for name, factor in factors_of(CASES[1]).items()}
+    with pytest.raises(ValueError, match=said):
+        replace_linears(model, {"0": new})
+    assert model[0] is before
+
+
 def test_the_module_loads_neither_jax_nor_transformers(run_child):
     run_child("-c", "import sys, blrlab_ops.nn; sys.exit(any(name in sys.modules for name in ('jax', 'transformers')))")
 
