@@ -1,8 +1,10 @@
 """The device at hand: its ceilings, measured beside what the data sheet states, its clock and its temperature."""
 
+import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -107,6 +109,16 @@ def _best(call: Callable[[], Any], seconds: float) -> float:
         call()
         best = min(best, time.perf_counter() - started)
     return best
+
+
+@contextlib.contextmanager
+def clocks_read_meanwhile(card: Card) -> Iterator[dict[str, float | None]]:
+    """Read clock and temperature in a thread while the block keeps the card busy; the fields are there after it."""
+    found: dict[str, float | None] = {}
+    with ThreadPoolExecutor(1) as aside:
+        read = aside.submit(clock_and_temperature, card)
+        yield found
+        found.update(read.result())
 
 
 def clock_and_temperature(card: Card) -> dict[str, float | None]:

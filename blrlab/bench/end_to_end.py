@@ -24,7 +24,7 @@ from blrlab_ops import dispatch
 from torch import Tensor
 
 from blrlab.bench import gpt2_torch, timing
-from blrlab.bench.card import clock_and_temperature
+from blrlab.bench.card import clocks_read_meanwhile
 from blrlab.bench.gate import poison
 from blrlab.bench.gpt2_torch import Weights
 from blrlab.bench.model_gate import Judge, Verdict
@@ -201,13 +201,12 @@ def _time(entries: Sequence[_Entry], settings: Settings) -> None:
             except Exception as error:
                 entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
         contenders = [dataclasses.replace(each, sample=_guarded(entry, each)) for entry, each in ready]
-        found = timing.time_contenders(contenders, settings.seconds) if ready else {}
+        with clocks_read_meanwhile(settings.card) as clocks:
+            found = timing.time_contenders(contenders, settings.seconds) if ready else {}
         for entry, contender in ready:
+            entry.row |= clocks
             if "reason" not in entry.row:
                 _fill_in(entry, contender, found[contender.name], settings)
-        note = clock_and_temperature(settings.card) if ready else {}
-        for entry, _ in ready:
-            entry.row |= note
 
 
 def _guarded(entry: _Entry, contender: Contender) -> Callable[[], Sequence[float]]:

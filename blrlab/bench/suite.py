@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blrlab.bench import backends, beside, interpreted, problem, timing
 from blrlab.bench.backends import Backend
-from blrlab.bench.card import Card, clock_and_temperature
+from blrlab.bench.card import Card, clocks_read_meanwhile
 from blrlab.bench.gate import Errors, Judge, poison
 from blrlab.bench.problem import Group, Problem, map_leaves
 from blrlab.bench.timing import Contender
@@ -213,7 +213,9 @@ def _time(entries: Sequence[_Entry], settings: Settings) -> None:
             dataclasses.replace(each, name=str(place), sample=_guarded(entry, each))
             for place, (entry, each, _) in enumerate(ready)
         ]
-        for place, times in timing.time_contenders(contenders, settings.seconds).items():
+        with clocks_read_meanwhile(settings.card) as clocks:
+            found = timing.time_contenders(contenders, settings.seconds) if contenders else {}
+        for place, times in found.items():
             entry, contender, calls = ready[int(place)]
             if "reason" in entry.row:
                 continue
@@ -225,10 +227,8 @@ def _time(entries: Sequence[_Entry], settings: Settings) -> None:
             except Exception as error:
                 said = f"no warm or launch time: {first_line(error)}"
                 entry.row["note"] = "; ".join(filter(None, (entry.row.get("note"), said)))
-        if ready:
-            note = clock_and_temperature(settings.card)
-            for entry, _, _ in ready:
-                entry.row |= note
+        for entry, _, _ in ready:
+            entry.row |= clocks
 
 
 def _guarded(entry: _Entry, contender: Contender) -> Callable[[], Sequence[float]]:
