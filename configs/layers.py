@@ -2,7 +2,7 @@
 
     python -m blrlab.experiments.run --config=configs/layers.py
 
-Scales: `:small` (GPT2-S's layers at one number of tokens; two minutes on two CPU cores, where the Triton kernels are
+Scales: `:small` (GPT2-S's layers at one number of tokens; half a minute on two CPU cores, where the Triton kernels are
 verified in their interpreter and not timed) and `:full` (every layer of the source paper at 1, 16, its own and 16384
 tokens, for a GPU; some ten minutes on one H100). Expect a report whose bars say which backend beats dense, and heat
 maps that say what could.
