@@ -15,7 +15,7 @@ from pathlib import Path
 
 from blrlab.bench.beside import quiet
 from blrlab.bench.problem import Group
-from blrlab.bench.suite import Settings
+from blrlab.bench.rows import Settings
 
 Seconds = dict[tuple[int, str, str], float]
 

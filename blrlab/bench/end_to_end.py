@@ -29,7 +29,7 @@ from blrlab.bench.gate import poison
 from blrlab.bench.gpt2_torch import Weights
 from blrlab.bench.model_gate import Judge, Verdict
 from blrlab.bench.model_rows import XLA, Group, Net, planned, start
-from blrlab.bench.suite import ERRORS, Row, Settings, first_line
+from blrlab.bench.rows import ERRORS, Row, Settings, first_line, guarded
 from blrlab.bench.timing import Contender
 
 if TYPE_CHECKING:
@@ -200,28 +200,13 @@ def _time(entries: Sequence[_Entry], settings: Settings) -> None:
                 ready.append((entry, contender))
             except Exception as error:
                 entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
-        contenders = [dataclasses.replace(each, sample=_guarded(entry, each)) for entry, each in ready]
+        contenders = [dataclasses.replace(each, sample=guarded(entry.row, each)) for entry, each in ready]
         with clocks_read_meanwhile(settings.card) as clocks:
             found = timing.time_contenders(contenders, settings.seconds) if ready else {}
         for entry, contender in ready:
             entry.row |= clocks
             if "reason" not in entry.row:
                 _fill_in(entry, contender, found[contender.name], settings)
-
-
-def _guarded(entry: _Entry, contender: Contender) -> Callable[[], Sequence[float]]:
-    """Sample a contender until it fails: then its row has the reason and no speed, and the others go on."""
-
-    def sample() -> Sequence[float]:
-        if "reason" in entry.row:
-            return ()
-        try:
-            return contender.sample()
-        except Exception as error:
-            entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
-            return ()
-
-    return sample
 
 
 def _fill_in(entry: _Entry, contender: Contender, times: timing.Times, settings: Settings) -> None:

@@ -18,7 +18,7 @@ from blrlab_ops.devices import Device
 from blrlab_ops.testing import Case
 
 from blrlab.bench import gpt2_torch
-from blrlab.bench.suite import ERRORS, Row, Settings
+from blrlab.bench.rows import ERRORS, Row, Settings
 
 if TYPE_CHECKING:
     from blrlab.bench.gpt2_xla import Trainer

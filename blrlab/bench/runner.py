@@ -11,7 +11,7 @@ from blrlab.bench import ahead, problem, suite
 from blrlab.bench.card import Card
 from blrlab.bench.problem import Group
 from blrlab.bench.results import Results
-from blrlab.bench.suite import Row, Settings
+from blrlab.bench.rows import Row, Settings, line
 
 MACHINE = ("device", "torch", "triton", "jax", "driver", "commit", "time")
 
@@ -81,7 +81,7 @@ def measure(
         results.add(rows)
         failed += sum(row["passed"] is False for row in rows)
         for row in rows:
-            say(suite.line(row))
+            say(line(row))
         done(number)
     return failed
 

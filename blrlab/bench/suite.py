@@ -3,49 +3,23 @@
 import dataclasses
 import functools
 import itertools
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from blrlab_ops import cost
-from blrlab_ops.devices import Device
 from blrlab_ops.testing import Case
 from torch import Tensor
 
-from blrlab.bench import backends, beside, interpreted, problem, timing
+from blrlab.bench import backends, beside, interpreted, timing
 from blrlab.bench.backends import Backend
-from blrlab.bench.card import Card, clocks_read_meanwhile
+from blrlab.bench.card import clocks_read_meanwhile
 from blrlab.bench.gate import Errors, Judge, poison
 from blrlab.bench.problem import Group, Problem, map_leaves
+from blrlab.bench.rows import ERRORS, Row, Settings, finite, first_line, guarded, out_of_memory, start
 from blrlab.bench.timing import Contender
 
-Row = dict[str, Any]
-ERRORS = ("error", "error_max", "error_budget", "error_max_budget")
-TIMES = ("p20", "p50", "p80", "samples", "method", "warm_us", "launch_us", "copies")
 MOST_COPIES = 2**16
 XLA_CALLS = 100  # in one profile, or one on every copy of the weights
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to benchmark.
-
-    Attributes:
-      impls: the backends, in the order of the table.
-      seconds: of measuring for each contender.
-      card: the device at hand and its ceilings.
-      machine: the fields every row carries: device, versions, driver, commit, time.
-      clone: of the source paper's repository, or None.
-    """
-
-    impls: Sequence[str]
-    seconds: float
-    card: Card
-    machine: Row
-    clone: Path | None = None
 
 
 @dataclasses.dataclass
@@ -73,7 +47,7 @@ def bench_layers(groups: Sequence[Group], settings: Settings) -> Iterator[list[R
             except Exception as error:  # no room for the tensors, say
                 _forget(settings)
                 rows = [
-                    _row(group, case, impl, settings) | {"reason": first_line(error)}
+                    start(group, case, impl, settings) | {"reason": first_line(error)}
                     for case, impl in _cases(group, settings)
                 ]
             for row in rows:
@@ -137,7 +111,7 @@ def _cases(group: Group, settings: Settings) -> list[tuple[Case, str]]:
 def _entries(group: Group, settings: Settings) -> list[_Entry]:
     made = {each.op: each for each in group.problems(settings.card.device)}
     return [
-        _Entry(_row(group, case, impl, settings), made[case.format], backends.backend(impl, settings.clone))
+        _Entry(start(group, case, impl, settings), made[case.format], backends.backend(impl, settings.clone))
         for case, impl in _cases(group, settings)
     ]
 
@@ -166,7 +140,7 @@ def _verified(entry: _Entry, settings: Settings) -> _Entry:
     except Exception as error:  # whatever a third-party backend raises belongs into its row
         row |= {"passed": None if out_of_memory(error) else False, "reason": first_line(error)}
         return entry
-    row |= dict(zip(ERRORS, map(_finite, verdict), strict=True))
+    row |= dict(zip(ERRORS, map(finite, verdict), strict=True))
     row["passed"] = entry.verified = verdict.passed
     if not verdict.passed:
         row["reason"] = "its error is over its budget, so it has no speed"
@@ -180,11 +154,6 @@ def _sizes(each: Problem) -> list[int]:
     """Return the numbers of elements of what a call is likely to allocate: output, input, intermediates."""
     n, (b1, b2), rank = each.case.tokens, each.case.blocks, max(each.case.rank, 1)
     return [n * size for size in (each.case.out_features, each.case.in_features, rank * b1, rank * b2, rank * b1 * b2)]
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Say whether an error only says that the memory is full, which is no fault of a backend."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 @functools.lru_cache(maxsize=1)
@@ -210,7 +179,7 @@ def _time(entries: Sequence[_Entry], settings: Settings) -> None:
             except Exception as error:
                 entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
         contenders = [
-            dataclasses.replace(each, name=str(place), sample=_guarded(entry, each))
+            dataclasses.replace(each, name=str(place), sample=guarded(entry.row, each))
             for place, (entry, each, _) in enumerate(ready)
         ]
         with clocks_read_meanwhile(settings.card) as clocks:
@@ -229,21 +198,6 @@ def _time(entries: Sequence[_Entry], settings: Settings) -> None:
                 entry.row["note"] = "; ".join(filter(None, (entry.row.get("note"), said)))
         for entry, _, _ in ready:
             entry.row |= clocks
-
-
-def _guarded(entry: _Entry, contender: Contender) -> Callable[[], Sequence[float]]:
-    """Sample a contender until it fails: then its row has the reason, and the others go on."""
-
-    def sample() -> Sequence[float]:
-        if "reason" in entry.row:
-            return ()
-        try:
-            return contender.sample()
-        except Exception as error:
-            entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
-            return ()
-
-    return sample
 
 
 def _begun(contender: Contender) -> Contender:
@@ -344,62 +298,6 @@ def _interpret(row: Row, found: interpreted.Verdict) -> None:
     if isinstance(found, str):
         row["reason"] = f"no GPU; {found}"
         return
-    row |= {name: _finite(found[name]) for name in ERRORS}
+    row |= {name: finite(found[name]) for name in ERRORS}
     row["passed"] = found["passed"]
     row["reason"] = "no GPU: verified in the interpreter (float32, random factors), not timed"
-
-
-def _row(group: Group, case: Case, impl: str, settings: Settings) -> Row:
-    itemsize, card = getattr(torch, group.dtype).itemsize, settings.card
-    sizes = (case.in_features, case.out_features, case.blocks, case.rank)
-    found = cost.cost(case.format, case.tokens, *sizes, itemsize=itemsize)
-    weight_bytes = itemsize * cost.params(case.format, *sizes)
-    if impl == "int8_weight_only":
-        # one byte an element, and a scale a column
-        saved = weight_bytes - case.in_features * case.out_features - case.out_features * itemsize
-        weight_bytes -= saved
-        found = found._replace(bytes_compulsory=found.bytes_compulsory - saved)
-    bound = _bound(found, weight_bytes, card.measured, group.dtype)
-    return {
-        "kind": "bench",
-        "impl": impl,
-        **problem.fields(group.net, group.layer, case, group.dtype),
-        "unit": "us",
-        **dict.fromkeys(TIMES),
-        "bound_us": bound.us,
-        "bound_term": bound.term,
-        "sheet_bound_us": _bound(found, weight_bytes, card.sheet, group.dtype).us if card.sheet else None,
-        "flops": found.tensor_flops + found.cuda_flops,
-        "tensor_flops": found.tensor_flops,
-        "cuda_flops": found.cuda_flops,
-        "bytes": found.bytes_compulsory,
-        "weight_bytes": weight_bytes,
-        **dict.fromkeys(("peak_bytes", "tuning_s", "sm_mhz", "temperature_c", *ERRORS, "passed")),
-        **settings.machine,
-    }
-
-
-def _bound(found: cost.Cost, weight_bytes: int, device: Device, dtype: str) -> cost.Bound:
-    """Return the least time of a call as it is measured: weights cold, x and y in the L2 as far as they fit."""
-    beyond = max(0, found.bytes_compulsory - weight_bytes - device.l2_bytes)
-    return cost.bound_us(found._replace(bytes_compulsory=weight_bytes + beyond), device, dtype)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def first_line(error: Exception) -> str:
-    """Return an error's type and the first line of its text."""
-    text = str(error).strip()
-    return f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
-
-
-def line(row: Row) -> str:
-    """Write a row for the terminal."""
-    name = f"{row['net']:<8} {row['layer']:<7} n={row['tokens']:<5} {row['op']:<8} {row['impl']:<17}"
-    if row["p50"] is None:
-        return f"{name} {row.get('reason')}"
-    return (
-        f"{name} {row['p50']:9.1f} us  (bound {row['bound_us']:.1f})  error {row['error']:.1e}  {row.get('note', '')}"
-    )

@@ -136,7 +136,7 @@ DEVICES = {
     "h100_sxm": _sheet(
         "NVIDIA H100 SXM", (9, 0), 132, tensor=989, cuda=67, dram=3350, l2=50, memory=80, l2_rate=9200, launch_us=0.83,
         source="data sheet (tensor: half of 1979 with sparsity); L2 size and SMs from the white paper and as CUDA "
-        "reports; L2 rate and launch measured: blrlab_ops.measure on an H100 80GB HBM3 (9.1 to 9.4 TB/s, 0.82 to 0.83 "
+        "reports; L2 rate and launch measured: blrlab_ops.measure on an H100 80GB HBM3 (9.1 to 9.2 TB/s, 0.83 "
         "us); OpenXLA's cost model has 6.65 TB/s, within one L2 partition",
     ),
     "h200": _sheet(

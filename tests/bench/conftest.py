@@ -81,7 +81,7 @@ def settings(device: Callable[..., Any]) -> Callable[..., Any]:
     import torch
 
     from blrlab.bench.card import Card
-    from blrlab.bench.suite import Settings
+    from blrlab.bench.rows import Settings
 
     def make(*impls: str, where: str = "cpu", sheet: Any = None, **ceilings: Any) -> Settings:
         card = Card(torch.device(where), device(**ceilings), sheet, "float32")

@@ -12,6 +12,7 @@ import torch
 from blrlab_ops import cost
 
 from blrlab.bench import backends, suite, timing
+from blrlab.bench import rows as rows_of
 from blrlab.bench.backends import BACKENDS, Backend
 from blrlab.bench.problem import leaves
 from blrlab.bench.suite import bench_layers
@@ -39,7 +40,7 @@ def bench(groups, settings) -> list[list[dict]]:
     found = list(bench_layers(groups, settings))
     json.dumps(found, allow_nan=False)
     for row in itertools.chain(*found):
-        assert "\n" not in suite.line(row)
+        assert "\n" not in rows_of.line(row)
     return found
 
 
@@ -52,7 +53,7 @@ def assert_timed(row: dict) -> None:
     assert row["tuning_s"] > 0
     assert row["method"]
     assert "reason" not in row
-    assert f"{row['p50']:.1f} us" in suite.line(row)
+    assert f"{row['p50']:.1f} us" in rows_of.line(row)
 
 
 def assert_no_speed(row: dict) -> None:
@@ -60,7 +61,7 @@ def assert_no_speed(row: dict) -> None:
     assert [row[name] for name in times] == [None] * len(times)
     assert row["reason"]
     assert "\n" not in row["reason"]
-    assert row["reason"] in suite.line(row)
+    assert row["reason"] in rows_of.line(row)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -114,7 +115,7 @@ def test_a_time_below_its_bound_is_noted_and_others_are_not(group, settings) -> 
     ((row,),) = bench([group("dense")], settings("torch_eager", tensor_flops=1.0, cuda_flops=1.0))
     assert_timed(row)
     assert row["note"] == "faster than its bound: the bound or the clock is wrong"
-    assert row["note"] in suite.line(row)
+    assert row["note"] in rows_of.line(row)
     ((row,),) = bench([group("dense")], settings("torch_eager"))
     assert "note" not in row
 
@@ -436,7 +437,7 @@ def test_on_a_gpu_a_contender_goes_round_through_copies_of_its_own_weights(
     monkeypatch.setattr(timing, "in_graphs", lambda calls: lambda: [1.0 for call in calls if call() is not None])
     how = settings(impl, where="cuda", l2_bytes=l2_bytes)
     (each,) = group("dense").problems(torch.device("cpu"))
-    row = suite._row(group("dense"), each.case, impl, how)
+    row = rows_of.start(group("dense"), each.case, impl, how)
     entry = suite._Entry(row, each, dataclasses.replace(run, make=make), verified=True)
     contender, calls = suite._contender(entry, how)
     if impl == "int8_weight_only":
@@ -494,6 +495,6 @@ def test_activations_bind_only_beyond_the_l2(group, settings) -> None:
     tokens, i, o = 64, 24, 36
     for l2_bytes, activations in ((0, 4 * tokens * (i + o)), (10_000, 4 * tokens * (i + o) - 10_000), (10**9, 0)):
         how = settings("torch_eager", l2_bytes=l2_bytes, tensor_flops=1e30, cuda_flops=1e30, dram_bytes_per_s=1e6)
-        row = suite._row(group("dense", tokens=tokens), group("dense", tokens=tokens).cases[0], "torch_eager", how)
+        row = rows_of.start(group("dense", tokens=tokens), group("dense", tokens=tokens).cases[0], "torch_eager", how)
         assert row["bound_us"] == pytest.approx(4 * i * o + activations)
         assert row["bytes"] == 4 * (i * o + tokens * (i + o))
