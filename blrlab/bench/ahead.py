@@ -8,6 +8,7 @@ nothing else uses the GPU.
 import contextlib
 import io
 import multiprocessing
+import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -20,8 +21,10 @@ from blrlab.bench.rows import Settings
 Seconds = dict[tuple[int, str, str], float]
 
 
-def compiles(impl: str) -> bool:
+def compiles(impl: str, tokens: int) -> bool:
     """Say whether a backend's first call compiles, for a cache on disk, and measures nothing to choose by."""
+    if impl == "int8_weight_only":
+        return tokens > 1
     return impl == "torch_compile" or impl.startswith(("triton_", "hopper_"))
 
 
@@ -30,16 +33,23 @@ def compile_all(groups: Sequence[Group], how: Settings, workers: int) -> Seconds
 
     What fails here fails again, and is told, where it is verified.
     """
-    impls = tuple(filter(compiles, how.impls))
-    if not (workers and impls and groups and how.card.is_gpu):
+    tokens = {group.tokens for group in groups}
+    impls = tuple(impl for impl in how.impls if any(compiles(impl, count) for count in tokens))
+    if not (workers and impls and how.card.is_gpu):
         return {}
     device = str(how.card.device)
     shares = [list(enumerate(groups))[start::workers] for start in range(workers)]
     # spawned, since a process that has used CUDA cannot be forked
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=quiet) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin) as pool:
         found = [pool.submit(_compile_share, (share, impls, device, how.clone)) for share in shares if share]
         done = [each.result() for each in found if not each.exception()]
     return {key: seconds for each in done for key, seconds in each.items()}
+
+
+def _begin() -> None:
+    """Start a worker, which is to compile by itself rather than with `torch.compile`'s own pool of processes."""
+    quiet()
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 
 def _compile_share(work: tuple[list[tuple[int, Group]], tuple[str, ...], str, Path | None]) -> Seconds:
@@ -62,7 +72,7 @@ def _compile_group(
     for each in group.problems(torch.device(device)):
         for impl in impls:
             backend = backends.backend(impl, clone)
-            if each.op not in backend.ops or backends.why_not(impl, each):
+            if each.op not in backend.ops or not compiles(impl, group.tokens) or backends.why_not(impl, each):
                 continue
             started = time.perf_counter()
             with contextlib.suppress(Exception), torch.no_grad():

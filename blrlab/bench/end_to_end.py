@@ -232,7 +232,7 @@ def _contender(entry: _Entry, name: str, settings: Settings) -> Contender:
 
         if settings.card.is_gpu:
             method = f"{weights}; JAX's profiler, the kernels' time on the device"
-            return Contender(name, lambda: xla.profile([call] * XLA_CALLS), method, every=5)
+            return Contender(name, lambda: xla.profile([[call] * XLA_CALLS])[0], method, every=5)
         call = gpt2_xla.wait(call)
     if not settings.card.is_gpu:
         return Contender(name, timing.on_host(call), f"{weights}; host clock")

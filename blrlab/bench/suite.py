@@ -19,7 +19,8 @@ from blrlab.bench.rows import ERRORS, Row, Settings, finite, first_line, guarded
 from blrlab.bench.timing import Contender
 
 MOST_COPIES = 2**16
-XLA_CALLS = 100  # in one profile, or one on every copy of the weights
+XLA_CALLS = 100  # under the profiler, or one on every copy of the weights
+XLA_WARM = 20  # and on one copy
 
 
 @dataclasses.dataclass
@@ -169,84 +170,98 @@ def _yardstick(each: Problem) -> Errors:
 
 
 def _time(entries: Sequence[_Entry], settings: Settings) -> None:
-    """Time verified contenders in turn and fill their rows in."""
+    """Time verified contenders in turn and fill their rows in; those that a profiler times come last."""
+    profiled = [entry for entry in entries if settings.card.is_gpu and entry.backend.name == beside.XLA]
     with torch.no_grad():
-        ready = []
-        for entry in entries:
-            try:
-                contender, calls = _contender(entry, settings)
-                ready.append((entry, _begun(contender), calls))
-            except Exception as error:
-                entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
-        contenders = [
-            dataclasses.replace(each, name=str(place), sample=guarded(entry.row, each))
-            for place, (entry, each, _) in enumerate(ready)
-        ]
+        _time_in_turn([entry for entry in entries if entry not in profiled], settings)
+        if profiled:
+            _profile(profiled, settings)
+
+
+def _time_in_turn(entries: Sequence[_Entry], settings: Settings) -> None:
+    ready = []
+    for entry in entries:
+        try:
+            contender, calls = _contender(entry, settings)
+            contender.sample()
+            ready.append((entry, contender, calls))
+        except Exception as error:
+            entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
+    contenders = [
+        dataclasses.replace(each, name=str(place), sample=guarded(entry.row, each))
+        for place, (entry, each, _) in enumerate(ready)
+    ]
+    if not contenders:
+        return
+    with clocks_read_meanwhile(settings.card) as clocks:
+        found = timing.time_contenders(contenders, settings.seconds)
+    for place, times in found.items():
+        entry, contender, calls = ready[int(place)]
+        if "reason" in entry.row:
+            continue
+        _fill(entry, times, contender.method, clocks)
+        try:
+            _extra_columns(entry, calls, settings)
+        except Exception as error:
+            said = f"no warm or launch time: {first_line(error)}"
+            entry.row["note"] = "; ".join(filter(None, (entry.row.get("note"), said)))
+
+
+def _extra_columns(entry: _Entry, calls: list[timing.Call], settings: Settings) -> None:
+    """Note the warm-cache time and the time of a call from Python, on a GPU."""
+    if settings.card.is_gpu:
+        entry.row["warm_us"] = timing.warm_us(calls[0], entry.row["p50"])
+        entry.row["launch_us"] = timing.launch_us(calls, torch.cuda.synchronize, entry.row["p50"])
+
+
+def _profile(entries: Sequence[_Entry], settings: Settings) -> None:
+    """Time XLA's layers of a group under one trace of its profiler, which takes long to start and to end."""
+    from blrlab.bench import xla
+
+    try:
+        made = [_calls(entry, settings) for entry in entries]
+        rotations = [list(itertools.islice(itertools.cycle(calls), max(len(calls), XLA_CALLS))) for calls in made]
         with clocks_read_meanwhile(settings.card) as clocks:
-            found = timing.time_contenders(contenders, settings.seconds) if contenders else {}
-        for place, times in found.items():
-            entry, contender, calls = ready[int(place)]
-            if "reason" in entry.row:
-                continue
-            entry.row |= {**times._asdict(), "method": contender.method}
-            if times.p50 < entry.row["bound_us"]:
-                entry.row["note"] = "faster than its bound: the bound or the clock is wrong"
-            try:
-                _extra_columns(entry, calls, settings)
-            except Exception as error:
-                said = f"no warm or launch time: {first_line(error)}"
-                entry.row["note"] = "; ".join(filter(None, (entry.row.get("note"), said)))
-        for entry, _, _ in ready:
-            entry.row |= clocks
+            taken = xla.profile([*rotations, *([calls[0]] * XLA_WARM for calls in made)])
+        for entry, calls, cold, warm in zip(entries, made, taken, taken[len(entries) :], strict=False):
+            _fill(entry, timing.summary(cold), xla.METHOD.format(copies=len(calls)), clocks)
+            entry.row["warm_us"] = timing.summary(warm).p50
+            entry.row["launch_us"] = xla.launch_us(calls, entry.row["p50"])
+    except Exception as error:
+        for entry in entries:
+            if entry.row["p50"] is None:
+                entry.row["reason"] = f"it cannot be timed: {first_line(error)}"
 
 
-def _begun(contender: Contender) -> Contender:
-    """Take a first sample, which fails here if it fails; it counts where samples are dear."""
-    first = [contender.sample()] if contender.every > 1 else []
-    if not first:
-        contender.sample()
-    return dataclasses.replace(contender, sample=lambda: first.pop() if first else contender.sample())
+def _fill(entry: _Entry, times: timing.Times, method: str, clocks: Mapping[str, float | None]) -> None:
+    entry.row |= {**times._asdict(), "method": method, **clocks}
+    if times.p50 < entry.row["bound_us"]:
+        entry.row["note"] = "faster than its bound: the bound or the clock is wrong"
 
 
-def _contender(entry: _Entry, settings: Settings) -> tuple[Contender, list[timing.Call]]:
-    """Set up what is timed: a contender and its calls, each on weights of its own."""
-    each, backend = entry.problem, entry.backend
-    copies = 1
+def _calls(entry: _Entry, settings: Settings) -> list[timing.Call]:
+    """Make the calls that are timed, each on weights of its own."""
+    each, copies = entry.problem, 1
     if settings.card.is_gpu:
         copies = timing.copies_to_be_cold(entry.row["weight_bytes"], settings.card.measured.l2_bytes)
     if copies > MOST_COPIES:
         raise ValueError(f"it would take {copies:,} copies of so small a layer to keep its weights cold")
     entry.row["copies"] = copies
-    calls = [backend.make(each, map_leaves(torch.clone, each.kernel)) for _ in range(copies)]
-    if not settings.card.is_gpu:
-        wait = _waiting(calls[0]) if backend.name == "xla" else calls[0]
-        return Contender(backend.name, timing.on_host(wait), "host clock, warm weights"), calls
-    if backend.name == "xla":
-        from blrlab.bench import xla
+    return [entry.backend.make(each, map_leaves(torch.clone, each.kernel)) for _ in range(copies)]
 
-        rotation = list(itertools.islice(itertools.cycle(calls), max(copies, XLA_CALLS)))
-        method = xla.METHOD.format(copies=copies)
-        return Contender(backend.name, lambda: xla.profile(rotation), method, every=6), calls
-    method = f"CUDA graph of calls on {copies} weight copies; CUDA events"
-    return Contender(backend.name, timing.in_graphs(calls), method), calls
+
+def _contender(entry: _Entry, settings: Settings) -> tuple[Contender, list[timing.Call]]:
+    """Set up what is timed in turn with others: a contender and its calls."""
+    calls, name = _calls(entry, settings), entry.backend.name
+    if not settings.card.is_gpu:
+        wait = _waiting(calls[0]) if name == beside.XLA else calls[0]
+        return Contender(name, timing.on_host(wait), "host clock, warm weights"), calls
+    method = f"CUDA graph of calls on {len(calls)} weight copies; CUDA events"
+    return Contender(name, timing.in_graphs(calls), method), calls
 
 
 def _waiting(call: timing.Call) -> timing.Call:
     return lambda: call().block_until_ready()
-
-
-def _extra_columns(entry: _Entry, calls: list[timing.Call], settings: Settings) -> None:
-    """Note the warm-cache time and the time of a call from Python, on a GPU."""
-    if not settings.card.is_gpu:
-        return
-    if entry.backend.name == "xla":
-        from blrlab.bench import xla
-
-        entry.row["warm_us"] = timing.summary(xla.profile([calls[0]] * 20)).p50
-        entry.row["launch_us"] = xla.launch_us(calls, entry.row["p50"])
-        return
-    entry.row["warm_us"] = timing.warm_us(calls[0], entry.row["p50"])
-    entry.row["launch_us"] = timing.launch_us(calls, torch.cuda.synchronize, entry.row["p50"])
 
 
 def _peak_bytes(call: timing.Call, settings: Settings) -> int | None:

@@ -90,24 +90,48 @@ def why_not(device: str) -> str | None:
     return None
 
 
-def profile(calls: Sequence[Callable[[], Any]]) -> list[float]:
-    """Run calls under the profiler; return the us that each one's kernels took on the device.
+def profile(runs: Sequence[Sequence[Callable[[], Any]]]) -> list[list[float]]:
+    """Run sequences of calls under the profiler; return the us that each call's kernels took on the device.
+
+    Between the sequences runs a mark, a kernel that no layer has, since the profiler does not say which call a kernel
+    belongs to; the calls of one sequence have the same number of kernels.
 
     Raises:
-      RuntimeError: the profiler saw no kernels, or a number of them that the calls do not divide.
+      RuntimeError: the profiler saw other marks than were set, no kernels, or a number that the calls do not divide.
     """
-    jax.block_until_ready(calls[0]())
+    bits = jax.numpy.arange(7, dtype="uint8")
+    mark = jax.jit(jax.lax.population_count).lower(bits).compile()
+    jax.block_until_ready([calls[0]() for calls in runs] + [mark(bits)])
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            last = None
-            for run in calls:
-                last = run()  # the former result is freed; calls run in order
+            last = mark(bits)
+            for calls in runs:
+                for run in calls:
+                    last = run()  # the former result is freed; calls run in order
+                last = mark(bits)
             jax.block_until_ready(last)
-        kernels = _kernels(Path(folder))
-    if not kernels or len(kernels) % len(calls):
-        raise RuntimeError(f"JAX's profiler saw {len(kernels)} kernels in {len(calls)} calls")
-    each = len(kernels) // len(calls)
-    return [sum(kernels[start : start + each]) for start in range(0, len(kernels), each)]
+        return calls_of(_kernels(Path(folder)), [len(calls) for calls in runs])
+
+
+def calls_of(kernels: Sequence[tuple[str, float]], counts: Sequence[int]) -> list[list[float]]:
+    """Sort kernels (name, us), with a mark before, between and after sequences of calls, into those calls.
+
+    >>> calls_of([("m", 1.0), ("a", 2.0), ("b", 3.0), ("m", 1.0), ("c", 4.0), ("c", 5.0), ("m", 1.0)], [1, 2])
+    [[5.0], [4.0, 5.0]]
+    """
+    if not kernels:
+        raise RuntimeError("JAX's profiler saw no kernels")
+    marks = [place for place, (name, _) in enumerate(kernels) if name == kernels[0][0]]
+    if len(marks) != len(counts) + 1:
+        raise RuntimeError(f"JAX's profiler saw {len(marks)} marks where {len(counts) + 1} were set")
+    found = []
+    for begin, end, count in zip(marks, marks[1:], counts, strict=False):
+        took = [duration for _, duration in kernels[begin + 1 : end]]
+        if not took or len(took) % count:
+            raise RuntimeError(f"JAX's profiler saw {len(took)} kernels in {count} calls")
+        each = len(took) // count
+        found.append([sum(took[start : start + each]) for start in range(0, len(took), each)])
+    return found
 
 
 def launch_us(calls: Sequence[Callable[[], jax.Array]], cold_us: float) -> float:
@@ -121,17 +145,17 @@ def launch_us(calls: Sequence[Callable[[], jax.Array]], cold_us: float) -> float
     return timing.launch_us(runs, lambda: jax.block_until_ready(last), cold_us)
 
 
-def _kernels(folder: Path) -> list[float]:
-    """Return the us of every event on the GPU's streams, in the order they ran."""
-    found: list[tuple[float, float]] = []
+def _kernels(folder: Path) -> list[tuple[str, float]]:
+    """Return name and us of every event on the GPU's streams, in the order they ran."""
+    found: list[tuple[float, str, float]] = []
     for file in folder.rglob("*.xplane.pb"):
         for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
             if not plane.name.startswith("/device:GPU"):
                 continue
             for line in plane.lines:
                 if line.name.startswith("Stream"):
-                    found += [(event.start_ns, event.duration_ns / 1e3) for event in line.events]
-    return [duration for _, duration in sorted(found)]
+                    found += [(event.start_ns, event.name, event.duration_ns / 1e3) for event in line.events]
+    return [(name, duration) for _, name, duration in sorted(found)]
 
 
 def forget() -> None:

@@ -12,10 +12,12 @@ GROUP = Group("custom", "24x36", "float32", tuple(custom_case(op, 3, 24, 36, (3,
 
 
 def test_what_measures_to_choose_is_left_to_the_benchmark() -> None:
-    assert ahead.compiles("torch_compile")
-    assert ahead.compiles("triton_two_stage")
+    assert ahead.compiles("torch_compile", 1)
+    assert ahead.compiles("triton_two_stage", 1)
+    assert ahead.compiles("int8_weight_only", 16)
+    assert not ahead.compiles("int8_weight_only", 1)
     for impl in ("xla", "torch_compile_max_autotune", "torch_eager", "torch_bmm", "ref"):
-        assert not ahead.compiles(impl)
+        assert not ahead.compiles(impl, 16)
 
 
 def test_every_share_runs_its_groups_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,6 +28,7 @@ def test_every_share_runs_its_groups_once(monkeypatch: pytest.MonkeyPatch) -> No
 
     counted = dataclasses.replace(backends.BACKENDS["torch_eager"], make=make)
     monkeypatch.setitem(backends.BACKENDS, "torch_eager", counted)
+    monkeypatch.setattr(ahead, "compiles", lambda impl, tokens: True)
     monkeypatch.setattr(ahead.contextlib, "suppress", lambda *_: ahead.contextlib.nullcontext())
     import torch
 
@@ -43,6 +46,7 @@ def test_what_fails_is_left_to_be_told_later(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(
         backends.BACKENDS, "torch_eager", dataclasses.replace(backends.BACKENDS["torch_eager"], make=fail)
     )
+    monkeypatch.setattr(ahead, "compiles", lambda impl, tokens: True)
     assert len(ahead._compile_share(([(0, GROUP)], ("torch_eager",), "cpu", None))) == 2
 
 

@@ -70,3 +70,17 @@ def test_layers_compiled_together_are_those_that_run(problem) -> None:
         assert Judge(each).judge(xla.to_torch(xla.call(each, each.kernel)()), None).passed
     xla.forget()
     assert not xla._COMPILED
+
+
+def test_a_trace_whose_marks_or_kernels_do_not_fit_gives_no_times() -> None:
+    from blrlab.bench import xla
+
+    mark = ("wrapped_popcnt", 1.0)
+    with pytest.raises(RuntimeError, match="1 marks where 3"):
+        xla.calls_of([mark, ("a", 2.0), ("a", 2.0)], [1, 1])
+    with pytest.raises(RuntimeError, match="3 kernels in 2 calls"):
+        xla.calls_of([mark, ("a", 2.0), ("b", 2.0), ("a", 2.0), mark], [2])
+    with pytest.raises(RuntimeError, match="0 kernels"):
+        xla.calls_of([mark, mark], [2])
+    with pytest.raises(RuntimeError, match="no kernels"):
+        xla.calls_of([], [2])
