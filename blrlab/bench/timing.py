@@ -153,7 +153,7 @@ def launch_us(calls: Sequence[Call], wait: Callable[[], None], cold_us: float) -
     count = min(max(4, math.ceil(10 * SAMPLE_US / cold_us)), 50)
     calls = list(itertools.islice(itertools.cycle(calls), count))
     taken = []
-    for _ in range(5):
+    for _ in range(3):
         wait()
         started = time.perf_counter()
         for call in calls:
