@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import algorithms, blast, cost, devices, low_rank, monarch, nn, testing
+    from . import algorithms, blast, cost, devices, files, low_rank, monarch, nn, testing
     from .dispatch import CannotRun, impls, why_not
     from .factored import linear, pack, to_dense
 
@@ -24,6 +24,7 @@ __all__ = [
     "blast",
     "cost",
     "devices",
+    "files",
     "impls",
     "linear",
     "low_rank",
@@ -35,7 +36,7 @@ __all__ = [
     "why_not",
 ]
 
-_MODULES = ("algorithms", "blast", "cost", "devices", "low_rank", "monarch", "nn", "testing")
+_MODULES = ("algorithms", "blast", "cost", "devices", "files", "low_rank", "monarch", "nn", "testing")
 _HOMES = {
     "CannotRun": "dispatch",
     "impls": "dispatch",

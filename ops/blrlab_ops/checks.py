@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from . import epilogue as after
+from .epilogue import NOTHING, Epilogue
+
 
 def operands(
     format: str,
@@ -12,8 +15,9 @@ def operands(
     bias: Tensor | None,
     in_features: int,
     out_features: int,
+    epilogue: Epilogue = NOTHING,
 ) -> None:
-    """Check x [..., i], the factors and bias [o] of one layer against each other.
+    """Check x [..., i], the factors, bias [o] and epilogue of one layer against each other.
 
     Raises:
       ValueError: when a size is zero, shapes disagree, or the tensors differ in dtype or device.
@@ -32,3 +36,5 @@ def operands(
                 f"{format}: x is {x.dtype} on {x.device} and {name} is {other.dtype} on {other.device}; "
                 "they must agree, cast or move one of them"
             )
+    if not epilogue.is_empty:
+        after.check(format, epilogue, (*x.shape[:-1], out_features), x)

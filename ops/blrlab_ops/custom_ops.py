@@ -1,29 +1,78 @@
-"""What a forward-only kernel needs to be a full PyTorch operator: shapes for tracing, and gradients."""
+"""What turns launches of Triton kernels into a PyTorch operator: a schema, a shape rule for tracing, and gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
+from . import epilogue as after
+from .epilogue import NOTHING, Epilogue
+from .launching import Launch, run
 
-def register(op, out_features: Callable[..., int], gradients: Callable[..., tuple]) -> None:
-    """Give `op(x, *factors, bias) -> y` its shape rule and its backward.
+Launches = Callable[..., list[Launch]]
+Linear = Callable[..., Tensor]
+
+
+def operator(
+    format: str,
+    impl: str,
+    factors: Sequence[str],
+    out_features: Callable[..., int],
+    launches: Launches,
+    gradients: Callable[..., tuple[Tensor | None, ...]],
+) -> Linear:
+    """Make `linear(x, *factors, bias, epilogue)` of an implementation, x [..., i] -> [..., o].
 
     Args:
-      op: a `torch.library.custom_op` over x [n, i], factors and bias [o] or None, with y [n, o].
+      format: of the factors.
+      impl: the implementation's name; the operator is `blrlab_ops::<format>_<impl>`.
+      factors: their names.
       out_features: o, from the factors.
-      gradients: `(grad, x, *factors, needs=...) -> (dx, *dfactors)`.
+      launches: `(x [n, i], *factors, bias, y [n, o], epilogue)` -> the launches that fill y.
+      gradients: `(grad [n, o], x [n, i], *factors, needs=...)` -> (dx, *dfactors), of the product alone.
     """
+    named = "".join(f", Tensor {name}" for name in factors)
+    follows = "Tensor? bias, Tensor? multiply, Tensor? residual, str activation"
 
-    def fake(x: Tensor, *factors_and_bias: Tensor | None) -> Tensor:
-        return x.new_empty(x.shape[0], out_features(*factors_and_bias[:-1]))
+    def forward(x, *rest):
+        *weights, bias, multiply, residual, activation = rest
+        y = x.new_empty(x.shape[0], out_features(*weights))
+        run(launches(x, *weights, bias, y, Epilogue(activation or None, multiply, residual)), x.device)
+        return y
+
+    name, schema = f"blrlab_ops::{format}_{impl}", f"(Tensor x{named}, {follows}) -> Tensor"
+    op = torch.library.custom_op(name, forward, mutates_args=(), schema=schema)
+    _register(op, out_features, gradients)
+
+    def linear(x: Tensor, *weights_and_bias: Tensor | None, epilogue: Epilogue = NOTHING) -> Tensor:
+        *weights, bias = weights_and_bias
+        columns = out_features(*weights)
+        fused = NOTHING if after.records_gradients(x, *weights_and_bias, *epilogue.tensors().values()) else epilogue
+        flat = fused.rows(columns)
+        y = op(x.reshape(-1, x.shape[-1]), *weights, bias, flat.multiply, flat.residual, flat.activation or "")
+        y = y.view(*x.shape[:-1], columns)
+        return y if fused is epilogue else after.apply(y, epilogue)
+
+    linear.operator = op  # type: ignore[attr-defined]  # for torch.library.opcheck
+    return linear
+
+
+def _register(op, out_features: Callable[..., int], gradients: Callable[..., tuple[Tensor | None, ...]]) -> None:
+    """Give `op(x, *factors, bias, multiply, residual, activation) -> y [n, o]` its shape rule and its backward."""
+
+    def fake(x: Tensor, *rest) -> Tensor:
+        return x.new_empty(x.shape[0], out_features(*rest[:-4]))
 
     def remember(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs[:-1])
+        ctx.save_for_backward(*inputs[:-4])
+        ctx.fused = inputs[-1] or inputs[-2] is not None or inputs[-3] is not None
 
     def backward(ctx, grad: Tensor):
-        *needs, needs_bias = ctx.needs_input_grad
+        if ctx.fused:
+            raise RuntimeError("a fused epilogue has no gradient: call blrlab_ops.linear, which leaves it to PyTorch")
+        *needs, needs_bias = ctx.needs_input_grad[:-3]
         bias_gradient = grad.sum(0) if needs_bias else None
-        return *gradients(grad, *ctx.saved_tensors, needs=needs), bias_gradient
+        return *gradients(grad, *ctx.saved_tensors, needs=needs), bias_gradient, None, None, None
 
     op.register_fake(fake)
     op.register_autograd(backward, setup_context=remember)

@@ -11,10 +11,14 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 import torch
+from torch import Tensor
+
+from . import epilogue as after
+from .epilogue import Epilogue
 
 
 class CannotRun(RuntimeError):
@@ -23,9 +27,16 @@ class CannotRun(RuntimeError):
 
 # From the plainest to the preferred.
 IMPLS = {
-    "low_rank": ("ref", "torch_bmm", "triton_two_stage"),
-    "monarch": ("ref", "torch_bmm", "triton_two_stage"),
-    "blast": ("ref", "torch_bmm", "triton_two_stage"),
+    "low_rank": ("ref", "torch_bmm", "triton_streaming", "triton_two_stage"),
+    "monarch": ("ref", "torch_bmm", "triton_fused", "triton_streaming", "triton_two_stage"),
+    "blast": (
+        "ref",
+        "torch_bmm",
+        "triton_three_stage",
+        "triton_late_mixing",
+        "triton_streaming",
+        "triton_two_stage",
+    ),
 }
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 TRITON_DTYPES = ("float32", "float16", "bfloat16")
@@ -59,6 +70,28 @@ def implementation(format: str, impl: str | None, device: torch.device, dtype: t
     else:
         name = choose(format, impl, device, dtype)
     return sys.modules[f"blrlab_ops.{format}.{name}"]
+
+
+def run(
+    format: str,
+    impl: str | None,
+    x: Tensor,
+    factors: Sequence[Tensor],
+    bias: Tensor | None,
+    epilogue: Epilogue,
+) -> Tensor:
+    """Run the chosen implementation; what follows the product is done by PyTorch where it is not fused."""
+    module = implementation(format, impl, x.device, x.dtype)
+    if epilogue.is_empty:
+        return module.linear(x, *factors, bias)
+    if is_triton(module.__name__.rpartition(".")[2]):
+        return module.linear(x, *factors, bias, epilogue=epilogue)
+    return after.apply(module.linear(x, *factors, bias), epilogue)
+
+
+def is_triton(impl: str) -> bool:
+    """Say whether an implementation is a Triton kernel of this package: it fuses an epilogue, and is tuned."""
+    return impl.startswith(("triton_", "hopper_"))
 
 
 def choose(format: str, impl: str | None, device: torch.device | str, dtype: torch.dtype | str) -> str:
@@ -141,4 +174,4 @@ def _triton_problem() -> str | None:
 
 
 def _interprets() -> bool:
-    return _triton_problem() is None and importlib.import_module("blrlab_ops.triton_product").INTERPRETED
+    return _triton_problem() is None and importlib.import_module("blrlab_ops.triton_parts").INTERPRETED

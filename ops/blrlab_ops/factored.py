@@ -8,26 +8,44 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from . import blast, dispatch, low_rank, monarch
+from .epilogue import Epilogue
 
 _MODULES = {"low_rank": low_rank, "monarch": monarch, "blast": blast}
 _NDIMS = {"low_rank": {"V": 2, "U": 2}, "monarch": {"V": 4, "U": 4}, "blast": {"V": 3, "S": 3, "U": 3}}
 
 
-def linear(x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None = None, *, impl: str | None = None) -> Tensor:
-    """Multiply by factored weights of any format, x [..., i] -> [..., o].
+def linear(
+    x: Tensor,
+    factors: Mapping[str, Tensor],
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    multiply: Tensor | None = None,
+    residual: Tensor | None = None,
+    impl: str | None = None,
+) -> Tensor:
+    """Multiply by factored weights of any format: y = activation(x W + bias) * multiply + residual.
 
     Args:
       x: input [..., i]; any leading shape and strides.
       factors: {"V", "U"} (2-D: low_rank, 4-D: monarch) or {"V", "S", "U"} (blast).
       bias: [o] or None.
+      activation: "gelu" (exact), "gelu_tanh", "silu", or None.
+      multiply: [..., o] or None, such as the up projection that a gate is multiplied by.
+      residual: [..., o] or None, added last.
       impl: a name from `impls(format)`, or None for the best that can run.
 
+    The Triton implementations fuse all of it; while autograd records, PyTorch does what follows x W + bias.
+
+    Returns:
+      y [..., o].
+
     Raises:
-      ValueError: for factors of no known format, shapes that do not fit, or an unknown `impl`.
+      ValueError: for factors of no known format, shapes that do not fit, or an unknown `impl` or activation.
       CannotRun: when the named `impl` cannot run on this device or dtype.
     """
-    format = recognise(factors)
-    return _MODULES[format].linear(x, *_in_order(format, factors), bias=bias, impl=impl)
+    format, epilogue = recognise(factors), Epilogue(activation, multiply, residual)
+    return _MODULES[format].linear(x, *_in_order(format, factors), bias=bias, epilogue=epilogue, impl=impl)
 
 
 def to_dense(factors: Mapping[str, Tensor]) -> Tensor:

@@ -16,9 +16,15 @@ class Launch(NamedTuple):
     kernel: Any
     programs: int
     arguments: dict[str, Any]  # tensors, ints and None, as the kernel names them
-    constants: dict[str, int]  # the kernel's tl.constexpr arguments
+    constants: dict[str, Any]  # the kernel's tl.constexpr arguments
     warps: int
     stages: int
+    early: bool = False  # may start before the launch before it has ended, whose results the kernel waits for
+
+
+def overlaps(device: torch.device) -> bool:
+    """Say whether launches on a device can overlap (programmatic dependent launch, compute capability 9 and up)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
 def run(launches: list[Launch], device: torch.device) -> None:
@@ -26,8 +32,14 @@ def run(launches: list[Launch], device: torch.device) -> None:
     with torch.cuda.device(device if device.type == "cuda" else -1):
         for launch in launches:
             if launch.programs:
-                options = {"num_warps": launch.warps, "num_stages": launch.stages}
+                options = {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early}
                 launch.kernel[(launch.programs,)](**launch.arguments, **launch.constants, **options)
+
+
+def warm(launch: Launch) -> None:
+    """Compile a launch for the current device without running it."""
+    options = {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early}
+    launch.kernel.warmup(**launch.arguments, **launch.constants, **options, grid=(max(launch.programs, 1),))
 
 
 def compile_for(launch: Launch, capability: int) -> int:
@@ -50,7 +62,7 @@ def compile_for(launch: Launch, capability: int) -> int:
         elif isinstance(value, Tensor) or value % 16 == 0:
             attributes[(launch.kernel.arg_names.index(name),)] = [["tt.divisibility", 16]]
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages}
+    options = {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early}
     return compile(source, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
 
 

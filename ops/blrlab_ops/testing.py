@@ -116,7 +116,7 @@ def check(impl: str, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | No
     if impl in LIBRARY:
         return Verdict(*errors(out, truth), *_library_budget(x.dtype, x.shape[-1]))
     yardstick = errors(factored.linear(x, factors, bias, impl="torch_bmm"), truth)
-    return Verdict(*errors(out, truth), *budgets.of_kernel(yardstick, torch.finfo(x.dtype).eps, _peak(truth)))
+    return Verdict(*errors(out, truth), *budgets.of_kernel(yardstick, torch.finfo(x.dtype).eps, peak(truth)))
 
 
 def check_gradients(impl: str, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor) -> dict[str, Verdict]:
@@ -133,13 +133,13 @@ def check_gradients(impl: str, x: Tensor, factors: Mapping[str, Tensor], bias: T
     else:
         yardstick, epsilon = _gradients("torch_bmm", operands, weights), torch.finfo(x.dtype).eps
         allowed = {
-            name: budgets.of_kernel(errors(yardstick[name], truth[name]), epsilon, _peak(truth[name]), times=3)
+            name: budgets.of_kernel(errors(yardstick[name], truth[name]), epsilon, peak(truth[name]), times=3)
             for name in operands
         }
     return {name: Verdict(*errors(out[name], truth[name]), *allowed[name]) for name in operands}
 
 
-def _peak(ref: Tensor) -> float:
+def peak(ref: Tensor) -> float:
     """The largest element over the RMS; 1 where there are none but zeros."""
     return float(ref.abs().max() / ref.square().mean().sqrt()) if ref.numel() and ref.any() else 1.0
 

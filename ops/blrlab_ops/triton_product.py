@@ -1,37 +1,47 @@
-"""The batched matrix product that the Triton implementations share.
+"""The batched matrix product that the Triton implementations share, for many tokens.
 
-out[b] = left[b] @ right[b] + bias[b] for every batch b, accumulated in float32. All operands are strided
-views, so that cutting x into blocks and permuting an intermediate happen in the addresses, never in memory:
+out[b] = f(left[b] @ right[b] + bias[b]) for every batch b, accumulated in float32, where f is an epilogue. Operands are
+strided views, so that cutting x into blocks and permuting an intermediate happen in the addresses, never in memory:
 - left   [b, n, depth];
-- right  [b, depth groups, depth of a group, column groups, columns of a group];
-- out    [b, n, column groups, columns of a group];
+- right  [b, depth, columns];
+- out    [b, n, column groups, columns of a group], such as (k, r') of Monarch's intermediate;
 - bias   [b, columns] or None.
 
-Groups let one axis of a matrix run over two axes of a factor, such as (k, r') of a Monarch V. Offsets are
-64-bit. float32 is multiplied as IEEE float32, never as tf32.
+A program computes one tile [BN, BC]. Neighbours share rows of `left`. Traffic at the L2, b tiles of every batch:
+left is read columns / BC times, right n / BN times, out written once. Tile bases are 64-bit, offsets inside a tile
+32-bit. float32 is multiplied as IEEE float32, never as tf32.
 """
 
+import itertools
 from typing import NamedTuple
 
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton import knobs
 
+from .epilogue import NOTHING, Epilogue
 from .launching import Launch
-
-# Read when @triton.jit reads it: the kernels stay interpreted, or not, whatever is set later.
-INTERPRETED: bool = knobs.runtime.interpret
+from .triton_parts import INTERPRETED, begin, finish, prefetch_rows, wait
 
 
 class Tiles(NamedTuple):
-    """What one program computes: rows x columns of the result, `depth` of the sum at a time."""
+    """What one program of a product computes.
+
+    Attributes:
+      rows: of the result, tokens.
+      columns: of the result.
+      depth: of the sum, at a time.
+      warps: of 32 threads.
+      stages: loads in flight, in steps of depth.
+      prefetch: in a launch that overlaps the one before, asks for the right side before it waits.
+    """
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
+    prefetch: bool = False
 
 
 @triton.jit
@@ -40,81 +50,127 @@ def product_kernel(
     right,
     out,
     bias,
+    multiply,
+    residual,
     tokens,
     batches,
     left_batch,
     left_row,
     left_depth,
     right_batch,
-    right_depth_group,
     right_depth,
-    right_column_group,
     right_column,
     out_batch,
     out_row,
-    out_column_group,
+    out_group,
     out_column,
     bias_batch,
     bias_column,
     DEPTH: tl.constexpr,
-    DEPTH_GROUP: tl.constexpr,
     COLUMNS: tl.constexpr,
     COLUMN_GROUP: tl.constexpr,
     BN: tl.constexpr,
     BC: tl.constexpr,
     BD: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SIGNAL: tl.constexpr,
+    WAIT: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
-    """Compute one [BN, BC] tile of one batch; neighbouring programs share their rows of `left`."""
+    """Compute one [BN, BC] tile of one batch."""
+    begin(SIGNAL)
     program = tl.program_id(0)
     column_tiles: tl.constexpr = (COLUMNS + BC - 1) // BC
     batch = ((program // column_tiles) % batches).to(tl.int64)
-    rows = (program // column_tiles // batches) * BN + tl.arange(0, BN)
+    first_row = (program // column_tiles // batches) * BN
+    local_rows = tl.arange(0, BN)
+    rows_mask = first_row + local_rows < tokens
     columns = (program % column_tiles) * BC + tl.arange(0, BC)
-    row_offsets = rows.to(tl.int64)
-    column_groups = (columns // COLUMN_GROUP).to(tl.int64)
-    column_offsets = (columns % COLUMN_GROUP).to(tl.int64)
+    columns_mask = columns < COLUMNS
+    depth = tl.arange(0, BD)
 
-    left_rows = left + batch * left_batch + row_offsets[:, None] * left_row  # [BN, 1]
-    right_columns = column_groups * right_column_group + column_offsets * right_column
-    right_columns = right + batch * right_batch + right_columns[None, :]  # [1, BC]
+    left_tile = left + batch * left_batch + first_row.to(tl.int64) * left_row
+    left_tile = left_tile + local_rows[:, None] * left_row + depth[None, :] * left_depth  # [BN, BD]
+    right_base = right + batch * right_batch
+    right_tile = right_base + depth[:, None] * right_depth + columns[None, :] * right_column  # [BD, BC]
+    if PREFETCH:
+        if (program % column_tiles) * BC + BC <= COLUMNS:  # a row that ends inside its matrix
+            start = right_base + (program % column_tiles) * BC * right_column
+            for step in range(0, DEPTH, BD):
+                row = tl.minimum(step + depth, DEPTH - 1)
+                prefetch_rows(start + row * right_depth, BC * right.dtype.element_ty.primitive_bitwidth // 8)
+    wait(WAIT)
     total = tl.zeros((BN, BC), dtype=tl.float32)
-    for start in range(0, DEPTH, BD):
-        depth = start + tl.arange(0, BD)
-        left_offsets = depth.to(tl.int64) * left_depth
-        right_offsets = (depth // DEPTH_GROUP).to(tl.int64) * right_depth_group
-        right_offsets += (depth % DEPTH_GROUP).to(tl.int64) * right_depth
+    for step in range(0, DEPTH, BD):
         # Both operands are zero past the end of the sum, so what lies in memory there never enters it.
-        left_mask = (rows[:, None] < tokens) & (depth[None, :] < DEPTH)
-        right_mask = (depth[:, None] < DEPTH) & (columns[None, :] < COLUMNS)
-        left_tile = tl.load(left_rows + left_offsets[None, :], mask=left_mask, other=0.0)  # [BN, BD]
-        right_tile = tl.load(right_columns + right_offsets[:, None], mask=right_mask, other=0.0)  # [BD, BC]
-        total = tl.dot(left_tile, right_tile, total, input_precision="ieee")
+        if DEPTH % BD == 0:
+            left_mask = rows_mask[:, None]
+        else:
+            left_mask = rows_mask[:, None] & (step + depth[None, :] < DEPTH)
+        if DEPTH % BD == 0 and COLUMNS % BC == 0:
+            right_values = tl.load(right_tile)
+        else:
+            right_mask = (step + depth[:, None] < DEPTH) & columns_mask[None, :]
+            right_values = tl.load(right_tile, mask=right_mask, other=0.0)
+        left_values = tl.load(left_tile, mask=left_mask, other=0.0)
+        total = tl.dot(left_values, right_values, total, input_precision="ieee")
+        left_tile += BD * left_depth
+        right_tile += BD * right_depth
 
-    if bias is not None:
-        bias_columns = bias + batch * bias_batch + columns.to(tl.int64) * bias_column
-        total += tl.load(bias_columns, mask=columns < COLUMNS, other=0.0).to(tl.float32)[None, :]
-    out_columns = column_groups * out_column_group + column_offsets * out_column
-    out_tile = out + batch * out_batch + row_offsets[:, None] * out_row + out_columns[None, :]
-    out_mask = (rows[:, None] < tokens) & (columns[None, :] < COLUMNS)
-    tl.store(out_tile, total.to(out.dtype.element_ty), mask=out_mask)
+    groups = columns // COLUMN_GROUP
+    offsets = batch * out_batch + first_row.to(tl.int64) * out_row + (groups * out_group)[None, :].to(tl.int64)
+    offsets += local_rows[:, None] * out_row + ((columns % COLUMN_GROUP) * out_column)[None, :]
+    mask = rows_mask[:, None] & columns_mask[None, :]
+    bias_offsets = batch * bias_batch + columns * bias_column
+    total = finish(total, bias, multiply, residual, offsets, mask, bias_offsets, columns_mask, ACTIVATION)
+    tl.store(out + offsets, total.to(out.dtype.element_ty), mask=mask)
 
 
-def product(left: Tensor, right: Tensor, out: Tensor, bias: Tensor | None = None) -> Launch:
-    """Describe the launch that fills `out`, for views shaped as in the module's docstring."""
+def product(
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    bias: Tensor | None = None,
+    epilogue: Epilogue = NOTHING,
+    size: Tiles | None = None,
+    *,
+    signal: bool = False,
+    wait: bool = False,
+) -> Launch:
+    """Describe the launch that fills `out`, for views shaped as in the module's docstring.
+
+    Args:
+      left: [b, n, depth].
+      right: [b, depth, columns].
+      out: [b, n, column groups, columns of a group].
+      bias: [b, columns] or None.
+      epilogue: what follows; its operands lie in memory as `out` does.
+      size: the tiles; None: by fixed rules.
+      signal: lets the next launch start early.
+      wait: starts early itself, and waits before it reads `left`.
+    """
     batches, tokens, depth = left.shape
-    _, _, depth_group, column_groups, column_group = right.shape
-    columns = column_groups * column_group
-    size = tiles(tokens, columns, depth, left.element_size(), INTERPRETED)
-    arguments = {"left": left, "right": right, "out": out, "bias": bias, "tokens": tokens, "batches": batches}
+    columns = right.shape[2]
+    size = size or tiles(tokens, columns, depth, left.element_size(), INTERPRETED)
+    arguments = {"left": left, "right": right, "out": out, "bias": bias}
+    arguments |= {"multiply": epilogue.multiply, "residual": epilogue.residual, "tokens": tokens, "batches": batches}
     arguments |= strides("left", ("batch", "row", "depth"), left)
-    arguments |= strides("right", ("batch", "depth_group", "depth", "column_group", "column"), right)
-    arguments |= strides("out", ("batch", "row", "column_group", "column"), out)
+    arguments |= strides("right", ("batch", "depth", "column"), right)
+    arguments |= strides("out", ("batch", "row", "group", "column"), out)
     no_bias = {"bias_batch": 0, "bias_column": 0}
     arguments |= no_bias if bias is None else strides("bias", ("batch", "column"), bias)
-    constants = {"DEPTH": depth, "DEPTH_GROUP": depth_group, "COLUMNS": columns, "COLUMN_GROUP": column_group}
-    constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth}
+    constants = {"DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
+    constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "ACTIVATION": epilogue.activation}
+    constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and readable_in_rows(right)}
     programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
-    return Launch(product_kernel, programs, arguments, constants, size.warps, size.stages)
+    return Launch(product_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
+
+
+def readable_in_rows(right: Tensor) -> bool:
+    """Say whether rows of a matrix [b, depth, columns] are adjacent in memory and start at multiples of 16 bytes."""
+    lanes = 16 // right.element_size()
+    batch, depth, column = right.stride()
+    return column == 1 and batch % lanes == 0 and depth % lanes == 0 and right.data_ptr() % 16 == 0
 
 
 def strides(name: str, axes: tuple[str, ...], tensor: Tensor) -> dict[str, int]:
@@ -149,3 +205,19 @@ def power_of_two(size: int) -> int:
 
 def _fit(size: int, limit: int) -> int:
     return min(limit, max(16, power_of_two(size)))
+
+
+def candidates(tokens: int, columns: int, depth: int, itemsize: int) -> list[Tiles]:
+    """List the tile sizes that are worth a measurement."""
+    rows = [size for size in (16, 32, 64, 128) if size <= max(16, power_of_two(tokens))]
+    widths = [size for size in (16, 32, 64, 128, 256) if size <= max(16, power_of_two(columns))]
+    steps = [size for size in (32, 64, 128, 256) if size <= max(32, power_of_two(depth))]
+    found = []
+    for height, width, step, stages in itertools.product(rows, widths, steps, (1, 2, 3, 4)):
+        shared = stages * step * (height + width) * itemsize
+        if shared > 160 * 1024 or height * width > 2**15 or (stages - 1) * step >= 2 * depth:
+            continue
+        for warps in (4, 8):
+            if 8 <= height * width // (32 * warps) <= 128:
+                found.append(Tiles(height, width, step, warps, stages, prefetch=True))
+    return found

@@ -9,18 +9,34 @@ intermediate, stored in the dtype of x. Stage two is y[k] = W[k] U[k] + bias[k].
 take several programs, each with its own z. Factors may have any strides; contiguous ones are read best.
 """
 
-import torch
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from blrlab_ops.custom_ops import register
-from blrlab_ops.launching import Launch, run
-from blrlab_ops.triton_product import INTERPRETED, ceil_div, power_of_two, product, strides
+from blrlab_ops import configs, launching, triton_product
+from blrlab_ops.configs import Config
+from blrlab_ops.custom_ops import operator
+from blrlab_ops.epilogue import NOTHING, Epilogue
+from blrlab_ops.launching import Launch
+from blrlab_ops.triton_parts import INTERPRETED, begin
+from blrlab_ops.triton_product import Tiles, ceil_div, power_of_two, product, strides
 
 from .torch_bmm import gradients
 
 __all__ = ["launches", "linear", "pack"]
+
+
+class MixTiles(NamedTuple):
+    """What one program of the mixing stage computes: sums of `blocks` x `rows` x `ranks`, `depth` at a time."""
+
+    blocks: int
+    rows: int
+    ranks: int
+    depth: int
+    warps: int
+    stages: int
 
 
 @triton.jit
@@ -50,8 +66,10 @@ def mix_kernel(
     BN: tl.constexpr,
     BR: tl.constexpr,
     BP: tl.constexpr,
+    SIGNAL: tl.constexpr,
 ):
     """Compute W[k, n, r] for BK output blocks, BN tokens and BR ranks."""
+    begin(SIGNAL)
     program = tl.program_id(0)
     rank_tiles: tl.constexpr = (RANK + BR - 1) // BR
     block_tiles: tl.constexpr = (B2 + BK - 1) // BK
@@ -89,23 +107,42 @@ def mix_kernel(
     tl.store(W_tile, mixed.to(W.dtype.element_ty), mask=W_mask)
 
 
-def linear(x: Tensor, V: Tensor, S: Tensor, U: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply, x [..., i] -> [..., o]."""
-    b1, p, _ = V.shape
-    return _two_stage(x.reshape(-1, b1 * p), V, S, U, bias).view(*x.shape[:-1], U.shape[0] * U.shape[2])
-
-
-def launches(x: Tensor, V: Tensor, S: Tensor, U: Tensor, bias: Tensor | None, y: Tensor) -> list[Launch]:
+def launches(
+    x: Tensor,
+    V: Tensor,
+    S: Tensor,
+    U: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    epilogue: Epilogue = NOTHING,
+    config: Config | None = None,
+) -> list[Launch]:
     """Describe the two launches that fill y [n, o] from x [n, i]."""
-    b2, rank, q = U.shape
-    tokens = x.shape[0]
-    W = x.new_empty(b2, tokens, rank)
-    y_blocks = y.view(tokens, b2, 1, q).transpose(0, 1)  # [b2, n, 1, q]
-    bias_blocks = None if bias is None else bias.unflatten(0, (b2, q))
-    return [_mix(x, V, S, W), product(W, U[:, None, :, None], y_blocks, bias_blocks)]
+    tokens, rank, early = x.shape[0], U.shape[1], launching.overlaps(x.device)
+    found = tuned("triton_two_stage", x, V, U) if config is None else config
+    W = x.new_empty(U.shape[0], tokens, rank)
+    first = _mix(x, V, S, W, configs.size(found, "first", MixTiles), early)
+    size = configs.size(found, "second", Tiles)
+    return [first, product(W, U, blocks_of(y, U), bias_of_blocks(bias, U), epilogue, size, wait=early)]
 
 
-def tiles(tokens: int, blocks: int, rank: int, depth: int, interpreted: bool = False) -> dict[str, int]:
+def tuned(impl: str, x: Tensor, V: Tensor, U: Tensor) -> Config:
+    """Look up what tuning found for a BLAST layer."""
+    features, blocks = (V.shape[0] * V.shape[1], U.shape[0] * U.shape[2]), (V.shape[0], U.shape[0])
+    return configs.tuned("blast", impl, x.shape[0], features, blocks, V.shape[2], x.dtype, x.device)
+
+
+def blocks_of(y: Tensor, U: Tensor) -> Tensor:
+    """View y [n, o] as [b2, n, 1, q]."""
+    return y.view(y.shape[0], U.shape[0], 1, U.shape[2]).transpose(0, 1)
+
+
+def bias_of_blocks(bias: Tensor | None, U: Tensor) -> Tensor | None:
+    """View a bias [o] as [b2, q]."""
+    return None if bias is None else bias.unflatten(0, (U.shape[0], -1))
+
+
+def tiles(tokens: int, blocks: int, rank: int, depth: int, interpreted: bool = False) -> MixTiles:
     """Choose the tile sizes of the mixing kernel: fixed rules, powers of two.
 
     The sums of BK output blocks stay in registers, 16384 floats a program at most; BK alone may be under 16.
@@ -114,7 +151,7 @@ def tiles(tokens: int, blocks: int, rank: int, depth: int, interpreted: bool = F
     side = 64 if interpreted or BK <= 4 else 32
     BN, BR = (min(side, max(16, power_of_two(size))) for size in (tokens, rank))
     deepest = 128 if interpreted else 32
-    return {"BK": BK, "BN": BN, "BR": BR, "BP": min(deepest, max(16, power_of_two(depth)))}
+    return MixTiles(BK, BN, BR, min(deepest, max(16, power_of_two(depth))), warps=8, stages=3)
 
 
 def pack(V: Tensor, S: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,29 +159,27 @@ def pack(V: Tensor, S: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return V.contiguous(), S.contiguous(), U.contiguous()
 
 
-def _mix(x: Tensor, V: Tensor, S: Tensor, W: Tensor) -> Launch:
+def _mix(x: Tensor, V: Tensor, S: Tensor, W: Tensor, size: MixTiles | None, signal: bool) -> Launch:
     b1, p, rank = V.shape
     b2, tokens, _ = W.shape
-    constants = {"B1": b1, "B2": b2, "P": p, "RANK": rank, **tiles(tokens, b2, rank, p, INTERPRETED)}
+    size = size or tiles(tokens, b2, rank, p, INTERPRETED)
+    constants = {"B1": b1, "B2": b2, "P": p, "RANK": rank, "SIGNAL": signal}
+    constants |= {"BK": size.blocks, "BN": size.rows, "BR": size.ranks, "BP": size.depth}
     arguments = {"x": x, "V": V, "S": S, "W": W, "tokens": tokens}
     arguments |= strides("x", ("row", "block", "column"), x.unflatten(1, (b1, p)))
     arguments |= strides("V", ("block", "row", "rank"), V)
     arguments |= strides("S", ("from", "to", "rank"), S)
     arguments |= strides("W", ("block", "row", "rank"), W)
-    programs = ceil_div(b2, constants["BK"]) * ceil_div(tokens, constants["BN"])
-    programs *= ceil_div(rank, constants["BR"])
-    return Launch(mix_kernel, programs, arguments, constants, warps=8, stages=3)
+    programs = ceil_div(b2, size.blocks) * ceil_div(tokens, size.rows) * ceil_div(rank, size.ranks)
+    return Launch(mix_kernel, programs, arguments, constants, size.warps, size.stages)
 
 
-@torch.library.custom_op(
-    "blrlab_ops::blast_two_stage",
-    mutates_args=(),
-    schema="(Tensor x, Tensor V, Tensor S, Tensor U, Tensor? bias) -> Tensor",
-)
-def _two_stage(x, V, S, U, bias):
-    y = x.new_empty(x.shape[0], U.shape[0] * U.shape[2])
-    run(launches(x, V, S, U, bias, y), x.device)
-    return y
+def candidates(x: Tensor, V: Tensor, S: Tensor, U: Tensor) -> dict[str, list]:
+    """List the tiles worth a measurement, by launch."""
+    tokens, (b2, rank, q), itemsize = x.shape[0], U.shape, x.element_size()
+    usual = tiles(tokens, b2, rank, V.shape[1])
+    first = [usual._replace(rows=rows, warps=warps) for rows in (16, 32, 64) for warps in (4, 8)]
+    return {"first": first, "second": triton_product.candidates(tokens, q, rank, itemsize)}
 
 
-register(_two_stage, lambda V, S, U: U.shape[0] * U.shape[2], gradients)
+linear = operator("blast", "two_stage", "VSU", lambda V, S, U: U.shape[0] * U.shape[2], launches, gradients)

@@ -1,44 +1,52 @@
 """Low-rank layer as two Triton products.
 
-Shapes: x [..., i], V [i, r], U [r, o], bias [o]. T = x V [n, r] is accumulated in float32, stored in the
-dtype of x and read again by y = T U + bias. Factors may have any strides.
+Shapes: x [..., i], V [i, r], U [r, o], bias [o]. T = x V [n, r] is accumulated in float32, stored in the dtype of x and
+read again by y = T U, with bias and epilogue. Where launches can overlap, the second starts with the first.
 """
 
-import torch
 from torch import Tensor
 
-from blrlab_ops.custom_ops import register
-from blrlab_ops.launching import Launch, run
-from blrlab_ops.triton_product import product
+from blrlab_ops import configs, launching, triton_product
+from blrlab_ops.configs import Config
+from blrlab_ops.custom_ops import operator
+from blrlab_ops.epilogue import NOTHING, Epilogue
+from blrlab_ops.launching import Launch
+from blrlab_ops.triton_product import Tiles, product
 
 from .torch_bmm import gradients, pack
 
 __all__ = ["launches", "linear", "pack"]
 
 
-def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply, x [..., i] -> [..., o]."""
-    return _two_stage(x.reshape(-1, V.shape[0]), V, U, bias).view(*x.shape[:-1], U.shape[1])
-
-
-def launches(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None, y: Tensor) -> list[Launch]:
+def launches(
+    x: Tensor,
+    V: Tensor,
+    U: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    epilogue: Epilogue = NOTHING,
+    config: Config | None = None,
+) -> list[Launch]:
     """Describe the two launches that fill y [n, o] from x [n, i]."""
-    tokens, rank = x.shape[0], V.shape[1]
-    T = x.new_empty(tokens, rank)
-    first = product(x[None], V[None, None, :, None], T[None, :, None])
-    bias_row = None if bias is None else bias[None]
-    return [first, product(T[None], U[None, None, :, None], y[None, :, None], bias_row)]
+    early = launching.overlaps(x.device)
+    found = tuned("triton_two_stage", x, V, U) if config is None else config
+    T = x.new_empty(x.shape[0], V.shape[1])
+    first = product(x[None], V[None], T[None, :, None], size=configs.size(found, "first", Tiles), signal=early)
+    bias_row, size = None if bias is None else bias[None], configs.size(found, "second", Tiles)
+    return [first, product(T[None], U[None], y[None, :, None], bias_row, epilogue, size, wait=early)]
 
 
-@torch.library.custom_op(
-    "blrlab_ops::low_rank_two_stage",
-    mutates_args=(),
-    schema="(Tensor x, Tensor V, Tensor U, Tensor? bias) -> Tensor",
-)
-def _two_stage(x, V, U, bias):
-    y = x.new_empty(x.shape[0], U.shape[1])
-    run(launches(x, V, U, bias, y), x.device)
-    return y
+def tuned(impl: str, x: Tensor, V: Tensor, U: Tensor) -> Config:
+    """Look up what tuning found for a low-rank layer."""
+    features = (V.shape[0], U.shape[1])
+    return configs.tuned("low_rank", impl, x.shape[0], features, (1, 1), V.shape[1], x.dtype, x.device)
 
 
-register(_two_stage, lambda V, U: U.shape[1], gradients)
+def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:
+    """List the tiles worth a measurement, by launch."""
+    tokens, itemsize = x.shape[0], x.element_size()
+    first = triton_product.candidates(tokens, V.shape[1], V.shape[0], itemsize)
+    return {"first": first, "second": triton_product.candidates(tokens, U.shape[1], V.shape[1], itemsize)}
+
+
+linear = operator("low_rank", "two_stage", "VU", lambda V, U: U.shape[1], launches, gradients)

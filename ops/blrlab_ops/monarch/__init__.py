@@ -7,13 +7,22 @@ V[l,k] U[l,k] maps input block l to output block k; blocks and their columns are
 from torch import Tensor
 
 from blrlab_ops import checks, dispatch
+from blrlab_ops.epilogue import NOTHING, Epilogue
 
 from .ref import to_dense
 
 __all__ = ["linear", "to_dense"]
 
 
-def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None, *, impl: str | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    V: Tensor,
+    U: Tensor,
+    bias: Tensor | None = None,
+    *,
+    epilogue: Epilogue = NOTHING,
+    impl: str | None = None,
+) -> Tensor:
     """Multiply by a Monarch weight, x [..., i] -> [..., o].
 
     Args:
@@ -21,21 +30,22 @@ def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None, *, impl:
       V: [b1, b2, p, r'].
       U: [b1, b2, r', q].
       bias: [b2 q] or None.
+      epilogue: what follows the product, fused where the implementation can.
       impl: a name from `blrlab_ops.impls("monarch")`, or None for the best that can run.
 
     Raises:
       ValueError: when shapes, dtypes or devices do not fit, or `impl` is unknown.
       CannotRun: when the named `impl` cannot run here.
     """
-    _check(x, V, U, bias)
-    return dispatch.implementation("monarch", impl, x.device, x.dtype).linear(x, V, U, bias)
+    _check(x, V, U, bias, epilogue)
+    return dispatch.run("monarch", impl, x, (V, U), bias, epilogue)
 
 
-def _check(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None) -> None:
+def _check(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None, epilogue: Epilogue) -> None:
     if V.ndim != 4 or U.ndim != 4 or V.shape[:2] != U.shape[:2] or V.shape[3] != U.shape[2]:
         raise ValueError(
             "monarch: V must be [b1, b2, p, r'] and U [b1, b2, r', q] of the same blocks and rank, "
             f"not {list(V.shape)} and {list(U.shape)}"
         )
     b1, b2, p, _ = V.shape
-    checks.operands("monarch", x, {"V": V, "U": U}, bias, b1 * p, b2 * U.shape[3])
+    checks.operands("monarch", x, {"V": V, "U": U}, bias, b1 * p, b2 * U.shape[3], epilogue)

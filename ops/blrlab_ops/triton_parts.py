@@ -1,0 +1,70 @@
+"""Parts that the Triton kernels share: what follows a product, and what lets one launch begin before the last ends.
+
+Programmatic dependent launch (compute capability 9 and up): a kernel that calls `gdc_launch_dependents` lets the next
+launch start while it runs; the next one calls `gdc_wait` before it touches what it was handed. Weights need no waiting:
+they are asked for beforehand.
+"""
+
+import triton
+import triton.language as tl
+from triton import knobs
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+# Read when @triton.jit reads it: the kernels stay interpreted, or not, whatever is set later.
+INTERPRETED: bool = knobs.runtime.interpret
+
+
+@triton.jit
+def begin(SIGNAL: tl.constexpr):
+    """Let the next launch start."""
+    if SIGNAL:
+        gdc_launch_dependents()
+
+
+@triton.jit
+def wait(WAIT: tl.constexpr):
+    """Wait until the launch before has written what it writes."""
+    if WAIT:
+        gdc_wait()
+
+
+@triton.jit
+def prefetch_rows(addresses, BYTES: tl.constexpr):
+    """Ask for `BYTES` (a multiple of 16) from every address, aligned to 16, into the L2."""
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [addresses.to(tl.int64), tl.full(addresses.shape, BYTES, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def activate(total, ACTIVATION: tl.constexpr):
+    """Apply an activation to float32 sums."""
+    if ACTIVATION == "silu":
+        total = total * tl.sigmoid(total)
+    elif ACTIVATION == "gelu":
+        total = 0.5 * total * (1.0 + tl.erf(total * 0.7071067811865476))
+    elif ACTIVATION == "gelu_tanh":
+        # 0.5 (1 + tanh z) = sigmoid(2 z)
+        total = total * tl.sigmoid(1.5957691216057308 * (total + 0.044715 * total * total * total))
+    return total
+
+
+@triton.jit
+def finish(total, bias, multiply, residual, offsets, mask, bias_offsets, bias_mask, ACTIVATION: tl.constexpr):
+    """Return activation(total + bias) * multiply + residual, of float32 sums [BN, BC].
+
+    `offsets` lead into multiply and residual, which are stored as the result is.
+    """
+    if bias is not None:
+        total += tl.load(bias + bias_offsets, mask=bias_mask, other=0.0).to(tl.float32)[None, :]
+    total = activate(total, ACTIVATION)
+    if multiply is not None:
+        total *= tl.load(multiply + offsets, mask=mask, other=0.0).to(tl.float32)
+    if residual is not None:
+        total += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    return total

@@ -1,0 +1,261 @@
+"""The batched product for a few tokens (1 to 16), whose time is that of reading the right side once.
+
+out[b] = f(left[b] @ right[b] + bias[b]), shapes as in `triton_product`, or with parts: left [parts, b, n, depth] is the
+sum of its parts, each times a row of `scale` [parts, b, depth] where that is given. So a stage whose depth was cut in
+parts for want of programs, or blast's mixing of its input blocks, is finished as the next stage reads it.
+
+What must move is `right`, b depth columns numbers; left is small and in the L2. One program owns BC columns, all their
+depth and all tokens, so that nothing is reduced between programs: the order of every sum is fixed. One token
+may be multiplied on CUDA cores; else rows are padded to the 16 of a tensor-core product.
+"""
+
+import itertools
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .epilogue import NOTHING, Epilogue
+from .launching import Launch
+from .triton_parts import begin, finish, prefetch_rows, wait
+from .triton_product import ceil_div, power_of_two, readable_in_rows, strides
+
+
+class Tiles(NamedTuple):
+    """What one program of a streaming product computes.
+
+    Attributes:
+      columns: of the result.
+      depth: of the sum, at a time.
+      rows: of the result, tokens: 1 for `vector`, else at least 16.
+      warps: of 32 threads.
+      stages: loads in flight, in steps of depth.
+      vector: multiplies on CUDA cores, for rows of 1.
+      prefetch: in a launch that overlaps the one before, asks for the right side before it waits.
+    """
+
+    columns: int
+    depth: int
+    rows: int
+    warps: int
+    stages: int
+    vector: bool = False
+    prefetch: bool = False
+
+
+@triton.jit
+def summed(left, mask, left_part, scale, scale_offsets, scale_mask, scale_part, PARTS: tl.constexpr):
+    """Sum the parts of a tile of the left side, each times its scale, in float32."""
+    total = tl.load(left, mask=mask, other=0.0).to(tl.float32)
+    if scale is not None:
+        total *= tl.load(scale + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, PARTS):
+        values = tl.load(left + part * left_part, mask=mask, other=0.0).to(tl.float32)
+        if scale is not None:
+            values *= tl.load(scale + part * scale_part + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)
+        total += values
+    return total
+
+
+@triton.jit
+def stream_kernel(
+    left,
+    scale,
+    right,
+    out,
+    bias,
+    multiply,
+    residual,
+    tokens,
+    batches,
+    left_part,
+    left_batch,
+    left_row,
+    left_depth,
+    scale_part,
+    scale_batch,
+    scale_depth,
+    right_batch,
+    right_depth,
+    right_column,
+    out_batch,
+    out_row,
+    out_group,
+    out_column,
+    bias_batch,
+    bias_column,
+    PARTS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    COLUMN_GROUP: tl.constexpr,
+    BN: tl.constexpr,
+    BC: tl.constexpr,
+    BD: tl.constexpr,
+    STAGES: tl.constexpr,
+    VECTOR: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    SIGNAL: tl.constexpr,
+    WAIT: tl.constexpr,
+    PREFETCH: tl.constexpr,
+):
+    """Compute BC columns of one batch for BN tokens."""
+    begin(SIGNAL)
+    program = tl.program_id(0)
+    column_tiles: tl.constexpr = (COLUMNS + BC - 1) // BC
+    batch = (program // column_tiles % batches).to(tl.int64)
+    first_row = (program // column_tiles // batches) * BN
+    first_column = (program % column_tiles) * BC
+    columns = first_column + tl.arange(0, BC)
+    columns_mask = columns < COLUMNS
+    depth = tl.arange(0, BD)
+    rows = tl.arange(0, BN)
+    rows_mask = first_row + rows < tokens
+    left += batch * left_batch + first_row.to(tl.int64) * left_row
+    scale_batches = batch * scale_batch
+    right += batch * right_batch
+    right_tile = right + depth[:, None].to(tl.int64) * right_depth + columns[None, :] * right_column  # [BD, BC]
+
+    ONCE: tl.constexpr = DEPTH <= BD
+    inside = depth < DEPTH
+    if ONCE:
+        # The weights are asked for before the wait; they fill registers meanwhile.
+        weights = tl.load(right_tile, mask=inside[:, None] & columns_mask[None, :], other=0.0)
+    elif PREFETCH:
+        if first_column + BC <= COLUMNS:  # a row that ends inside its matrix
+            for step in range(0, DEPTH, BD):
+                row = tl.minimum(step + depth, DEPTH - 1).to(tl.int64)
+                width: tl.constexpr = BC * right.dtype.element_ty.primitive_bitwidth // 8
+                prefetch_rows(right + first_column * right_column + row * right_depth, width)
+    wait(WAIT)
+
+    if VECTOR:  # x [BD], for one token
+        if ONCE:
+            offsets = scale_batches + depth * scale_depth
+            x = summed(left + depth * left_depth, inside, left_part, scale, offsets, inside, scale_part, PARTS)
+            sums = tl.sum(x[:, None] * weights.to(tl.float32), axis=0)  # [BC]
+        else:
+            products = tl.zeros((BD, BC), dtype=tl.float32)
+            for step in tl.range(0, DEPTH, BD, num_stages=STAGES):
+                at = step + depth
+                within = at < DEPTH
+                weights = tl.load(right_tile, mask=within[:, None] & columns_mask[None, :], other=0.0)
+                offsets = scale_batches + at * scale_depth
+                x = summed(left + at * left_depth, within, left_part, scale, offsets, within, scale_part, PARTS)
+                products += x[:, None] * weights.to(tl.float32)
+                right_tile += BD * right_depth
+            sums = tl.sum(products, axis=0)
+        total = sums[None, :]  # [1, BC]
+    else:  # x [BN, BD]
+        total = tl.zeros((BN, BC), dtype=tl.float32)
+        left_rows = left + rows[:, None] * left_row
+        if ONCE:
+            mask = rows_mask[:, None] & inside[None, :]
+            offsets = scale_batches + depth[None, :] * scale_depth
+            ranks_mask = inside[None, :]
+            left_tile = left_rows + depth[None, :] * left_depth
+            x = summed(left_tile, mask, left_part, scale, offsets, ranks_mask, scale_part, PARTS)
+            total = tl.dot(x.to(right.dtype.element_ty), weights, total, input_precision="ieee")
+        else:
+            for step in tl.range(0, DEPTH, BD, num_stages=STAGES):
+                at = step + depth
+                within = at < DEPTH
+                weights = tl.load(right_tile, mask=within[:, None] & columns_mask[None, :], other=0.0)
+                mask = rows_mask[:, None] & within[None, :]
+                offsets = scale_batches + at[None, :] * scale_depth
+                ranks_mask = within[None, :]
+                left_tile = left_rows + at[None, :] * left_depth
+                x = summed(left_tile, mask, left_part, scale, offsets, ranks_mask, scale_part, PARTS)
+                total = tl.dot(x.to(right.dtype.element_ty), weights, total, input_precision="ieee")
+                right_tile += BD * right_depth
+
+    offsets = (
+        batch * out_batch
+        + first_row.to(tl.int64) * out_row
+        + (columns // COLUMN_GROUP).to(tl.int64)[None, :] * out_group
+    )
+    offsets += rows[:, None] * out_row + ((columns % COLUMN_GROUP) * out_column)[None, :]
+    mask = rows_mask[:, None] & columns_mask[None, :]
+    bias_offsets = batch * bias_batch + columns * bias_column
+    total = finish(total, bias, multiply, residual, offsets, mask, bias_offsets, columns_mask, ACTIVATION)
+    tl.store(out + offsets, total.to(out.dtype.element_ty), mask=mask)
+
+
+def stream(
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    bias: Tensor | None = None,
+    epilogue: Epilogue = NOTHING,
+    size: Tiles | None = None,
+    *,
+    scale: Tensor | None = None,
+    signal: bool = False,
+    wait: bool = False,
+) -> Launch:
+    """Describe the launch that fills `out`.
+
+    Args:
+      left: [parts, b, n, depth].
+      right: [b, depth, columns].
+      out: [b, n, column groups, columns of a group].
+      bias: [b, columns] or None.
+      epilogue: what follows; its operands lie in memory as `out` does.
+      size: the tiles; None: by fixed rules.
+      scale: [parts, b, depth], or None for 1.
+      signal: lets the next launch start early.
+      wait: starts early itself, and waits before it reads `left`.
+    """
+    parts, batches, tokens, depth = left.shape
+    columns = right.shape[2]
+    size = size or tiles(batches, tokens, columns, depth, left.element_size(), parts)
+    arguments = {"left": left, "scale": scale, "right": right, "out": out, "bias": bias}
+    arguments |= {"multiply": epilogue.multiply, "residual": epilogue.residual, "tokens": tokens, "batches": batches}
+    arguments |= strides("left", ("part", "batch", "row", "depth"), left)
+    no_scale = dict.fromkeys(("scale_part", "scale_batch", "scale_depth"), 0)
+    arguments |= no_scale if scale is None else strides("scale", ("part", "batch", "depth"), scale)
+    arguments |= strides("right", ("batch", "depth", "column"), right)
+    arguments |= strides("out", ("batch", "row", "group", "column"), out)
+    no_bias = {"bias_batch": 0, "bias_column": 0}
+    arguments |= no_bias if bias is None else strides("bias", ("batch", "column"), bias)
+    constants = {"PARTS": parts, "DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
+    constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "STAGES": size.stages}
+    constants |= {"VECTOR": size.vector, "ACTIVATION": epilogue.activation}
+    constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and readable_in_rows(right)}
+    programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
+    return Launch(stream_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
+
+
+def tiles(batches: int, tokens: int, columns: int, depth: int, itemsize: int, parts: int = 1) -> Tiles:
+    """Choose the tile sizes of a streaming product by fixed rules: 16 KiB of the right side a step.
+
+    Columns are halved from 128 bytes of a row until there are 256 programs, enough to ask for memory from every
+    multiprocessor, but never under 64 bytes.
+    """
+    width = 128 // itemsize
+    while width * itemsize > 64 and batches * ceil_div(columns, width) < 256:
+        width //= 2
+    width = max(16, width)
+    alone = tokens == 1
+    stages = 4 if alone or parts == 1 else 1  # the parts of a tile of several tokens are not kept in shared memory
+    rows = 1 if alone else min(64, max(16, power_of_two(tokens)))
+    deepest = max(32, 2**14 // (width * itemsize) // (2 if rows > 16 else 1) // (2 if rows > 32 else 1))
+    step = min(deepest, max(16, power_of_two(depth)))
+    return Tiles(width, step, rows, warps=4, stages=stages, vector=alone, prefetch=True)
+
+
+def candidates(tokens: int, columns: int, depth: int, itemsize: int, parts: int = 1) -> list[Tiles]:
+    """List the tile sizes that are worth a measurement, the likely ones of thousands."""
+    whole = power_of_two(max(16, depth))
+    found = []
+    for width, step, warps in itertools.product((16, 32, 64, 128), (64, 128, 256, 512, 1024), (2, 4, 8)):
+        if (width * itemsize < 32 or width > power_of_two(columns)) or step > whole:
+            continue
+        held = step * width * itemsize
+        if not 2**11 <= held <= 2**16 or not 32 <= held // (32 * warps) <= 512:
+            continue
+        if tokens == 1:
+            found.append(Tiles(width, step, 1, warps, 3, vector=True, prefetch=True))
+        rows = min(64, max(16, power_of_two(tokens)))
+        found += [Tiles(width, step, rows, warps, stages, prefetch=True) for stages in ((2, 4) if parts == 1 else (1,))]
+    return found

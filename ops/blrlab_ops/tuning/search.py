@@ -1,0 +1,273 @@
+"""Find the fastest tile sizes of a layer on the GPU at hand, and keep them.
+
+Every launch of an implementation is tuned by itself: its candidates are estimated, the likely ones compiled at the same
+time and timed in a CUDA graph over cold weights; the best of every launch are then timed together, since launches may
+overlap. A configuration is kept only if its output is within the error budget of the format's tests.
+"""
+
+import functools
+import importlib
+import itertools
+import math
+import operator
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from blrlab_ops import budgets, devices, dispatch, factored, launching, testing
+from blrlab_ops.devices import Device
+from blrlab_ops.launching import Launch
+from blrlab_ops.testing import Case
+
+from . import Entry, Key, bucket, estimate, store
+
+COLD = 4  # times the L2: the bytes of weights that calls go round through
+CALLS, REPLAYS = 64, 7
+MEASURED, TOGETHER = 8, 2  # candidates of a launch that are timed, and of those, that are timed with the others'
+THREADS = 16
+Config = dict[str, dict[str, Any]]
+
+
+class Found(NamedTuple):
+    """What was measured of an implementation: its best configuration and us, or why there is none."""
+
+    impl: str
+    config: Config
+    us: float
+    reason: str | None = None
+
+
+class Setting(NamedTuple):
+    """A layer on a GPU: its input, and its weights in as many copies as make every call's cold."""
+
+    case: Case
+    x: Tensor
+    copies: list[list[Tensor]]
+    truth: Tensor
+    device: Device
+
+
+def tune(
+    case: Case,
+    dtype: torch.dtype = torch.bfloat16,
+    device: str = "cuda",
+    impls: Sequence[str] | None = None,
+    measured: int = MEASURED,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Entry]:
+    """Measure implementations of a layer and keep the best configuration of each.
+
+    Args:
+      case: the layer, and the number of tokens it is measured at.
+      dtype: of everything.
+      device: a CUDA device that nothing else uses.
+      impls: names; None: every one that can run there, and PyTorch's batched products.
+      measured: candidates of a launch that are timed.
+      say: takes a line an implementation.
+
+    Returns:
+      {impl: entry} as kept.
+
+    Raises:
+      ValueError: an implementation is unknown.
+      CannotRun: a named one cannot run there.
+    """
+    names = impls or [name for name in dispatch.impls(case.format) if name != "ref"]
+    for name in impls or ():
+        dispatch.choose(case.format, name, device, dtype)
+    setting = _setting(case, dtype, torch.device(device))
+    dense_us = _dense_us(setting)
+    kept = {}
+    for name in names:
+        if dispatch.why_not(case.format, name, device, dtype):
+            continue
+        found = _of_triton(setting, name, measured) if dispatch.is_triton(name) else _of_library(setting, name)
+        say(f"{name}: {found.us:.1f} us (dense {dense_us:.1f})" if found.reason is None else f"{name}: {found.reason}")
+        if found.reason is None:
+            kept[name] = _keep(setting, found, dense_us, dtype)
+    return kept
+
+
+def _keep(setting: Setting, found: Found, dense_us: float, dtype: torch.dtype) -> Entry:
+    case, now = setting.case, time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+    versions = store.triton_version(), torch.__version__
+    entry = Entry(found.impl, found.config, round(found.us, 3), round(dense_us, 3), *versions, now)
+    name = str(dtype).removeprefix("torch.")
+    key = Key(case.format, bucket(case.tokens), *case[2:4], case.blocks, case.rank, name)
+    store.record(torch.cuda.get_device_name(setting.x.device), key, entry, replace=True)
+    return entry
+
+
+def _setting(case: Case, dtype: torch.dtype, device: torch.device) -> Setting:
+    x, factors, _ = testing.random_operands(case, dtype=dtype, device=device)
+    wide = {name: factor.double() for name, factor in factors.items()}
+    truth = factored.linear(x.double(), wide, impl="ref")
+    size = sum(factor.numel() * factor.element_size() for factor in factors.values())
+    l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
+    count = max(2, math.ceil(COLD * l2_bytes / size))
+    weights = list(factors.values())
+    copies = [[each.clone() for each in weights] for _ in range(count)]
+    return Setting(case, x, copies, truth, _device(device))
+
+
+def _device(device: torch.device) -> Device:
+    """Return the data sheet of a card, or what CUDA says of it."""
+    known = devices.match(torch.cuda.get_device_name(device))
+    if known:
+        return known
+    found = torch.cuda.get_device_properties(device)
+    shared = found.shared_memory_per_multiprocessor
+    return Device(
+        name=found.name,
+        tensor_flops=found.multi_processor_count * 1e12,
+        cuda_flops=found.multi_processor_count * 2e11,
+        dram_bytes_per_s=5e11,
+        l2_bytes=found.L2_cache_size,
+        shared_bytes_per_sm=shared,
+        sms=found.multi_processor_count,
+        compute_capability=(found.major, found.minor),
+        source="CUDA's properties, rates assumed",
+    )
+
+
+def _of_triton(setting: Setting, impl: str, measured: int) -> Found:
+    module = importlib.import_module(f"blrlab_ops.{setting.case.format}.{impl}")
+    packed = [list(module.pack(*weights)) for weights in setting.copies]
+    options = _likely(setting, module, packed[0], measured)
+    best = {
+        name: _fastest(setting, module, packed, place, name, tiles)
+        for place, (name, tiles) in enumerate(options.items())
+    }
+    together = [dict(zip(best, choice, strict=True)) for choice in itertools.product(*best.values())]
+    timed = []
+    for config in [*together, {}]:
+        us = _us([_call(setting, module, weights, config) for weights in packed])
+        timed.append((us, config))
+    for us, config in sorted(timed, key=operator.itemgetter(0)):
+        if math.isfinite(us) and _is_right(setting, module, packed[0], config):
+            return Found(impl, config, us)
+    return Found(impl, {}, math.inf, "no configuration is right and runs")
+
+
+def _of_library(setting: Setting, impl: str) -> Found:
+    module = importlib.import_module(f"blrlab_ops.{setting.case.format}.{impl}")
+    packed = [module.pack(*weights) for weights in setting.copies]
+    return Found(impl, {}, _us([lambda weights=weights: module.linear(setting.x, *weights) for weights in packed]))
+
+
+def _dense_us(setting: Setting) -> float:
+    """Time cuBLAS's product with weights in either layout, and return the faster."""
+    case, x = setting.case, setting.x
+    count = max(
+        2, math.ceil(COLD * setting.device.l2_bytes / (x.element_size() * case.in_features * case.out_features))
+    )
+    W = [torch.randn(case.in_features, case.out_features, device=x.device, dtype=x.dtype) for _ in range(count)]
+    plain = _us([lambda each=each: x @ each for each in W])
+    W = [each.T.contiguous() for each in W]
+    return min(plain, _us([lambda each=each: torch.nn.functional.linear(x, each) for each in W]))
+
+
+def _likely(setting: Setting, module: Any, weights: Sequence[Tensor], measured: int) -> dict[str, list[dict[str, Any]]]:
+    """Return by launch the candidates of the least estimated time that compile."""
+    options = module.candidates(setting.x, *weights)
+    likely: dict[str, list[tuple[dict[str, Any], Launch]]] = {}
+    for place, (name, tiles) in enumerate(options.items()):
+        launches = [_launches(setting, module, weights, {name: each._asdict()})[place] for each in tiles]
+        scored = sorted(zip(map(functools.partial(_estimate_us, setting), launches), range(len(tiles)), strict=True))
+        likely[name] = [(tiles[at]._asdict(), launches[at]) for us, at in scored[:measured] if math.isfinite(us)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        compiled = pool.map(_compiles, [launch for chosen in likely.values() for _, launch in chosen])
+        return {name: [tiles for tiles, _ in chosen if next(compiled)] for name, chosen in likely.items()}
+
+
+def _estimate_us(setting: Setting, launch: Launch) -> float:
+    work = estimate.KERNELS.get(launch.kernel.__name__)
+    if work is None:
+        return 0.0
+    weights = launch.arguments["right"] if "right" in launch.arguments else launch.arguments["V"]
+    itemsize = setting.x.element_size()
+    done = work(launch.constants, launch.programs, itemsize, launch.stages, weights.numel() * itemsize)
+    return estimate.microseconds(done, launch.warps, launch.stages, setting.device)
+
+
+def _launches(setting: Setting, module: Any, weights: Sequence[Tensor], config: Config) -> list[Launch]:
+    y = setting.x.new_empty(setting.case.tokens, setting.case.out_features)
+    return module.launches(setting.x, *weights, None, y, config=config)
+
+
+def _compiles(launch: Launch) -> bool:
+    try:
+        launching.warm(launch)
+    except Exception:  # more shared memory or registers than there are
+        return False
+    return True
+
+
+def _fastest(
+    setting: Setting,
+    module: Any,
+    packed: Sequence[Sequence[Tensor]],
+    place: int,
+    name: str,
+    tiles: Sequence[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """Time one launch alone with each of its candidates; return the best few."""
+    timed = []
+    for at, each in enumerate(tiles):
+        launches = [_launches(setting, module, weights, {name: each})[place] for weights in packed]
+        calls = [functools.partial(launching.run, [one], setting.x.device) for one in launches]
+        timed.append((_us(calls), at))
+    return [tiles[at] for us, at in sorted(timed)[:TOGETHER] if math.isfinite(us)]
+
+
+def _call(setting: Setting, module: Any, weights: Sequence[Tensor], config: Mapping[str, Any]) -> Callable[[], Tensor]:
+    case, x = setting.case, setting.x
+
+    def call() -> Tensor:
+        y = x.new_empty(case.tokens, case.out_features)
+        launching.run(module.launches(x, *weights, None, y, config=config), x.device)
+        return y
+
+    return call
+
+
+def _us(calls: Sequence[Callable[[], Any]]) -> float:
+    """Time calls in a CUDA graph, each on weights of its own; infinite where one cannot run."""
+    try:
+        calls[0]()
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        order = list(itertools.islice(itertools.cycle(calls), max(CALLS, len(calls))))
+        with torch.cuda.graph(graph):
+            for call in order:
+                call()
+        taken = [_replay_us(graph) for _ in range(REPLAYS + 1)][1:]
+    except Exception:  # more shared memory or registers than there are
+        torch.cuda.synchronize()
+        return math.inf
+    return statistics.median(taken) / len(order)
+
+
+def _replay_us(graph: torch.cuda.CUDAGraph) -> float:
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    begin.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return 1e3 * begin.elapsed_time(end)
+
+
+def _is_right(setting: Setting, module: Any, weights: Sequence[Tensor], config: Mapping[str, Any]) -> bool:
+    yardstick = importlib.import_module(f"blrlab_ops.{setting.case.format}.torch_bmm").linear(setting.x, *weights)
+    with testing.poisoned():
+        y = _call(setting, module, weights, config)()
+    found = testing.errors(y, setting.truth)
+    peak = testing.peak(setting.truth)
+    epsilon = torch.finfo(setting.x.dtype).eps
+    allowed = budgets.of_kernel(testing.errors(yardstick, setting.truth), epsilon, peak)
+    return found[0] <= allowed.error and found[1] <= allowed.error_max
