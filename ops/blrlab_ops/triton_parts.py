@@ -29,12 +29,12 @@ def wait(WAIT: tl.constexpr):
 
 
 @triton.jit
-def prefetch_rows(addresses, BYTES: tl.constexpr):
-    """Ask for `BYTES` (a multiple of 16) from every address, aligned to 16, into the L2."""
+def prefetch(addresses):
+    """Ask for the lines at these addresses into the L2, and do not wait for them."""
     tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [addresses.to(tl.int64), tl.full(addresses.shape, BYTES, tl.int32)],
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [addresses.to(tl.int64)],
         dtype=tl.int32,
         is_pure=False,
         pack=1,

@@ -21,7 +21,9 @@ from torch import Tensor
 
 from .epilogue import NOTHING, Epilogue
 from .launching import Launch
-from .triton_parts import INTERPRETED, begin, finish, prefetch_rows, wait
+from .triton_parts import INTERPRETED, begin, finish, prefetch, wait
+
+LINE_BYTES = 128  # of a cache
 
 
 class Tiles(NamedTuple):
@@ -76,6 +78,7 @@ def product_kernel(
     SIGNAL: tl.constexpr,
     WAIT: tl.constexpr,
     PREFETCH: tl.constexpr,
+    LINE: tl.constexpr,
 ):
     """Compute one [BN, BC] tile of one batch."""
     begin(SIGNAL)
@@ -94,11 +97,10 @@ def product_kernel(
     right_base = right + batch * right_batch
     right_tile = right_base + depth[:, None] * right_depth + columns[None, :] * right_column  # [BD, BC]
     if PREFETCH:
-        if (program % column_tiles) * BC + BC <= COLUMNS:  # a row that ends inside its matrix
-            start = right_base + (program % column_tiles) * BC * right_column
-            for step in range(0, DEPTH, BD):
-                row = tl.minimum(step + depth, DEPTH - 1)
-                prefetch_rows(start + row * right_depth, BC * right.dtype.element_ty.primitive_bitwidth // 8)
+        lines = (program % column_tiles) * BC + tl.arange(0, BC // LINE) * LINE
+        for step in range(0, DEPTH, BD):
+            row = tl.minimum(step + depth, DEPTH - 1)
+            prefetch(right_base + row[:, None] * right_depth + tl.minimum(lines, COLUMNS - 1)[None, :])
     wait(WAIT)
     total = tl.zeros((BN, BC), dtype=tl.float32)
     for step in range(0, DEPTH, BD):
@@ -161,16 +163,10 @@ def product(
     arguments |= no_bias if bias is None else strides("bias", ("batch", "column"), bias)
     constants = {"DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
     constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "ACTIVATION": epilogue.activation}
-    constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and readable_in_rows(right)}
+    constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and right.stride(2) == 1}
+    constants["LINE"] = min(size.columns, LINE_BYTES // left.element_size())
     programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
     return Launch(product_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
-
-
-def readable_in_rows(right: Tensor) -> bool:
-    """Say whether rows of a matrix [b, depth, columns] are adjacent in memory and start at multiples of 16 bytes."""
-    lanes = 16 // right.element_size()
-    batch, depth, column = right.stride()
-    return column == 1 and batch % lanes == 0 and depth % lanes == 0 and right.data_ptr() % 16 == 0
 
 
 def strides(name: str, axes: tuple[str, ...], tensor: Tensor) -> dict[str, int]:
@@ -219,5 +215,5 @@ def candidates(tokens: int, columns: int, depth: int, itemsize: int) -> list[Til
             continue
         for warps in (4, 8):
             if 8 <= height * width // (32 * warps) <= 128:
-                found.append(Tiles(height, width, step, warps, stages, prefetch=True))
+                found.append(Tiles(height, width, step, warps, stages))
     return found

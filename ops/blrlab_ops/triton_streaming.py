@@ -18,8 +18,8 @@ from torch import Tensor
 
 from .epilogue import NOTHING, Epilogue
 from .launching import Launch
-from .triton_parts import begin, finish, prefetch_rows, wait
-from .triton_product import ceil_div, power_of_two, readable_in_rows, strides
+from .triton_parts import begin, finish, prefetch, wait
+from .triton_product import LINE_BYTES, ceil_div, power_of_two, strides
 
 
 class Tiles(NamedTuple):
@@ -98,6 +98,7 @@ def stream_kernel(
     SIGNAL: tl.constexpr,
     WAIT: tl.constexpr,
     PREFETCH: tl.constexpr,
+    LINE: tl.constexpr,
 ):
     """Compute BC columns of one batch for BN tokens."""
     begin(SIGNAL)
@@ -122,11 +123,10 @@ def stream_kernel(
         # The weights are asked for before the wait; they fill registers meanwhile.
         weights = tl.load(right_tile, mask=inside[:, None] & columns_mask[None, :], other=0.0)
     elif PREFETCH:
-        if first_column + BC <= COLUMNS:  # a row that ends inside its matrix
-            for step in range(0, DEPTH, BD):
-                row = tl.minimum(step + depth, DEPTH - 1).to(tl.int64)
-                width: tl.constexpr = BC * right.dtype.element_ty.primitive_bitwidth // 8
-                prefetch_rows(right + first_column * right_column + row * right_depth, width)
+        lines = tl.minimum(first_column + tl.arange(0, BC // LINE) * LINE, COLUMNS - 1)
+        for step in range(0, DEPTH, BD):
+            row = tl.minimum(step + depth, DEPTH - 1).to(tl.int64)
+            prefetch(right + row[:, None] * right_depth + lines[None, :])
     wait(WAIT)
 
     if VECTOR:  # x [BD], for one token
@@ -221,7 +221,8 @@ def stream(
     constants = {"PARTS": parts, "DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
     constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "STAGES": size.stages}
     constants |= {"VECTOR": size.vector, "ACTIVATION": epilogue.activation}
-    constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and readable_in_rows(right)}
+    constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and right.stride(2) == 1}
+    constants["LINE"] = min(size.columns, LINE_BYTES // left.element_size())
     programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
     return Launch(stream_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
 
@@ -255,7 +256,25 @@ def candidates(tokens: int, columns: int, depth: int, itemsize: int, parts: int 
         if not 2**11 <= held <= 2**16 or not 32 <= held // (32 * warps) <= 512:
             continue
         if tokens == 1:
-            found.append(Tiles(width, step, 1, warps, 3, vector=True, prefetch=True))
+            found.append(Tiles(width, step, 1, warps, 3, vector=True))
         rows = min(64, max(16, power_of_two(tokens)))
-        found += [Tiles(width, step, rows, warps, stages, prefetch=True) for stages in ((2, 4) if parts == 1 else (1,))]
+        found += [Tiles(width, step, rows, warps, stages) for stages in ((2, 4) if parts == 1 else (1,))]
     return found
+
+
+@triton.jit
+def sum_kernel(
+    left, out, PARTS: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, SIGNAL: tl.constexpr, WAIT: tl.constexpr
+):
+    """Sum BLOCK numbers over parts that lie SIZE apart, in float32."""
+    begin(SIGNAL)
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    wait(WAIT)
+    total = summed(left + at, at < SIZE, SIZE, None, at, at < SIZE, 0, PARTS)
+    tl.store(out + at, total.to(out.dtype.element_ty), mask=at < SIZE)
+
+
+def sum_parts(left: Tensor, out: Tensor, early: bool) -> Launch:
+    """Describe the launch that sums contiguous left [parts, ...] into out [...]."""
+    constants = {"PARTS": left.shape[0], "SIZE": out.numel(), "BLOCK": 256, "SIGNAL": early, "WAIT": early}
+    return Launch(sum_kernel, ceil_div(out.numel(), 256), {"left": left, "out": out}, constants, 2, 1, early=early)

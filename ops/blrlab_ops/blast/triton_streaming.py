@@ -57,7 +57,7 @@ def candidates(x: Tensor, V: Tensor, S: Tensor, U: Tensor) -> dict[str, list]:
     if tokens <= 1:
         return {"first": first, "second": triton_streaming.candidates(1, U.shape[2], rank, itemsize, b1)}
     last = triton_streaming.candidates(tokens, U.shape[2], rank, itemsize)
-    return {"first": first, "middle": mix_candidates(tokens), "second": last}
+    return {"first": first, "middle": mix_candidates(tokens, rank), "second": last}
 
 
 linear = operator("blast", "streaming", "VSU", lambda V, S, U: U.shape[0] * U.shape[2], launches, gradients)

@@ -4,7 +4,7 @@ Shapes: x [..., b1 p], V [b1, p, r], S [b1, b2, r], U [b2, r, q], bias [b2 q].
 
 Stage one stores Z[l] = x[l] V[l] at [n, b1, r]; stage two is W[:, :, rho] = Z[:, :, rho] S[:, :, rho] for every rank
 rho, [n, b1] x [b1, b2], stored at [n, b2, r]; stage three is W[k] U[k], with bias and epilogue. Z and W are rounded to the
-dtype of x. S is padded to 16 x 16: b1 = b2 = 16 pays nothing for it, fewer blocks do. What the middle stage moves is Z
+dtype of x. S is padded to 16 x 16 there: b1 = b2 = 16 pays nothing for it, fewer blocks do. What the middle stage moves is Z
 and W, 2 n r (b1 + b2) bytes of 16-bit numbers, from and to the L2 where it holds them.
 """
 
@@ -29,12 +29,16 @@ __all__ = ["launches", "linear", "pack"]
 
 
 class MixTiles(NamedTuple):
-    """What one program of the middle stage computes: `rows` tokens of `ranks` ranks, all blocks."""
+    """What one program of the middle stage computes: `rows` tokens of `ranks` ranks, all blocks.
+
+    `tensor`: as a product batched over ranks, on tensor cores; else on CUDA cores.
+    """
 
     rows: int
     ranks: int
     warps: int
     stages: int = 1
+    tensor: bool = True
 
 
 @triton.jit
@@ -87,6 +91,54 @@ def rank_mix_kernel(
     tl.store(W_tile, mixed.to(W.dtype.element_ty), mask=W_mask)
 
 
+@triton.jit
+def core_mix_kernel(
+    Z,
+    S,
+    W,
+    tokens,
+    Z_row,
+    Z_block,
+    Z_rank,
+    S_from,
+    S_to,
+    S_rank,
+    W_row,
+    W_block,
+    W_rank,
+    B1: tl.constexpr,
+    B2: tl.constexpr,
+    RANK: tl.constexpr,
+    BB1: tl.constexpr,
+    BB2: tl.constexpr,
+    BN: tl.constexpr,
+    BR: tl.constexpr,
+    SIGNAL: tl.constexpr,
+    WAIT: tl.constexpr,
+):
+    """Compute W[n, k, r] for BN tokens and BR ranks; the tiles of all input blocks stay in registers."""
+    begin(SIGNAL)
+    rank_tiles: tl.constexpr = (RANK + BR - 1) // BR
+    program = tl.program_id(0)
+    ranks = (program % rank_tiles) * BR + tl.arange(0, BR)
+    first_row = program // rank_tiles * BN
+    rows, sources = tl.arange(0, BN), tl.arange(0, BB1)
+    ranks_mask, rows_mask = ranks < RANK, first_row + rows < tokens
+    S_tile = S + sources[:, None] * S_from + ranks[None, :] * S_rank
+    S_mask = (sources[:, None] < B1) & ranks_mask[None, :]
+    wait(WAIT)
+    Z_tile = Z + first_row.to(tl.int64) * Z_row + rows[None, :, None] * Z_row
+    Z_tile += sources[:, None, None] * Z_block + ranks[None, None, :] * Z_rank
+    Z_mask = (sources[:, None, None] < B1) & rows_mask[None, :, None] & ranks_mask[None, None, :]
+    values = tl.load(Z_tile, mask=Z_mask, other=0.0).to(tl.float32)  # [B1, BN, BR]
+    W_tile = W + first_row.to(tl.int64) * W_row + rows[:, None] * W_row + ranks[None, :] * W_rank
+    W_mask = rows_mask[:, None] & ranks_mask[None, :]
+    for block in range(B2):
+        scale = tl.load(S_tile + block * S_to, mask=S_mask, other=0.0).to(tl.float32)  # [B1, BR]
+        mixed = tl.sum(values * scale[:, None, :], axis=0)  # [BN, BR]
+        tl.store(W_tile + block * W_block, mixed.to(W.dtype.element_ty), mask=W_mask)
+
+
 def launches(
     x: Tensor,
     V: Tensor,
@@ -118,19 +170,25 @@ def mix(Z: Tensor, S: Tensor, W: Tensor, size: MixTiles | None, early: bool) -> 
     """Describe the launch that fills W [n, b2, r] from Z [n, b1, r] and S [b1, b2, r]."""
     tokens, b1, rank = Z.shape
     b2 = W.shape[1]
-    size = size or tiles(tokens, rank)
+    size = size or tiles(tokens, b1, b2, rank)
     constants = {"B1": b1, "B2": b2, "RANK": rank, "SIGNAL": early, "WAIT": early}
-    constants |= {"BB1": max(16, power_of_two(b1)), "BB2": max(16, power_of_two(b2)), "BN": size.rows, "BR": size.ranks}
+    least = 16 if size.tensor else 1
+    constants |= {"BB1": max(least, power_of_two(b1)), "BB2": max(least, power_of_two(b2))}
+    constants |= {"BN": size.rows, "BR": size.ranks}
     arguments = {"Z": Z, "S": S, "W": W, "tokens": tokens}
     arguments |= strides("Z", ("row", "block", "rank"), Z)
     arguments |= strides("S", ("from", "to", "rank"), S)
     arguments |= strides("W", ("row", "block", "rank"), W)
     programs = ceil_div(tokens, size.rows) * ceil_div(rank, size.ranks)
-    return Launch(rank_mix_kernel, programs, arguments, constants, size.warps, size.stages, early=early)
+    kernel = rank_mix_kernel if size.tensor else core_mix_kernel
+    return Launch(kernel, programs, arguments, constants, size.warps, size.stages, early=early)
 
 
-def tiles(tokens: int, rank: int) -> MixTiles:
-    """Choose the tile of the middle stage by fixed rules: 32 tokens of 8 ranks, 16 bytes of a row of Z."""
+def tiles(tokens: int, b1: int, b2: int, rank: int) -> MixTiles:
+    """Choose the tile of the middle stage by fixed rules: on tensor cores where 16 x 16 is mostly used."""
+    if min(b1, b2) < 12:
+        rows = max(1, min(16, power_of_two(tokens)))
+        return MixTiles(rows, min(64, power_of_two(rank)), warps=4, tensor=False)
     rows = min(64 if INTERPRETED else 32, max(16, power_of_two(tokens)))
     return MixTiles(rows, min(32 if INTERPRETED else 8, power_of_two(rank)), warps=4)
 
@@ -140,13 +198,16 @@ def candidates(x: Tensor, V: Tensor, S: Tensor, U: Tensor) -> dict[str, list]:
     (_, p, rank), tokens, itemsize = V.shape, x.shape[0], x.element_size()
     first = triton_product.candidates(tokens, rank, p, itemsize)
     last = triton_product.candidates(tokens, U.shape[2], rank, itemsize)
-    return {"first": first, "middle": mix_candidates(tokens), "second": last}
+    return {"first": first, "middle": mix_candidates(tokens, rank), "second": last}
 
 
-def mix_candidates(tokens: int) -> list[MixTiles]:
+def mix_candidates(tokens: int, rank: int) -> list[MixTiles]:
     """List the tiles of the middle stage worth a measurement."""
-    rows = [size for size in (16, 32, 64) if size <= max(16, power_of_two(tokens))]
-    return [MixTiles(size, ranks, warps) for size in rows for ranks in (4, 8, 16) for warps in (2, 4)]
+    rows = [size for size in (16, 32) if size <= max(16, power_of_two(tokens))]
+    found = [MixTiles(size, ranks, warps) for size in rows for ranks in (4, 8) for warps in (2, 4)]
+    rows = [size for size in (2, 4, 8, 16, 32) if size <= max(2, power_of_two(tokens))]
+    widths = [size for size in (32, 64, 128) if size <= max(32, power_of_two(rank))]
+    return found + [MixTiles(size, ranks, 4, tensor=False) for size in rows for ranks in widths if size * ranks <= 1024]
 
 
 linear = operator("blast", "three_stage", "VSU", lambda V, S, U: U.shape[0] * U.shape[2], launches, gradients)

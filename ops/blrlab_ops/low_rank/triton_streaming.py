@@ -14,7 +14,7 @@ from blrlab_ops.configs import Config
 from blrlab_ops.custom_ops import operator
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
-from blrlab_ops.triton_streaming import Tiles, stream
+from blrlab_ops.triton_streaming import Tiles, stream, sum_parts
 
 from .torch_bmm import gradients, pack
 from .triton_two_stage import tuned
@@ -40,7 +40,11 @@ def launches(
     V_parts = V.unflatten(0, (parts, -1))
     first = stream(x_parts, V_parts, T[:, :, None], size=configs.size(found, "first", Tiles), signal=early)
     bias_row, size = None if bias is None else bias[None], configs.size(found, "second", Tiles)
-    return [first, stream(T[:, None], U[None], y[None, :, None], bias_row, epilogue, size, wait=early)]
+    if x.shape[0] <= 1 or parts == 1:
+        return [first, stream(T[:, None], U[None], y[None, :, None], bias_row, epilogue, size, wait=early)]
+    summed = x.new_empty(x.shape[0], rank)
+    last = stream(summed[None, None], U[None], y[None, :, None], bias_row, epilogue, size, wait=early)
+    return [first, sum_parts(T, summed, early), last]
 
 
 def parts_of(in_features: int, most: int = 8) -> int:
@@ -58,7 +62,8 @@ def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:
     tokens, rank, itemsize = x.shape[0], V.shape[1], x.element_size()
     parts = parts_of(V.shape[0])
     first = triton_streaming.candidates(tokens, rank, V.shape[0] // parts, itemsize)
-    return {"first": first, "second": triton_streaming.candidates(tokens, U.shape[1], rank, itemsize, parts)}
+    second = triton_streaming.candidates(tokens, U.shape[1], rank, itemsize, parts if tokens <= 1 else 1)
+    return {"first": first, "second": second} if tokens <= 1 else {"first": first, "middle": [], "second": second}
 
 
 linear = operator("low_rank", "streaming", "VU", lambda V, U: U.shape[1], launches, gradients)

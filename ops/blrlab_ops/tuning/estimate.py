@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from blrlab_ops.devices import Device
 
 START_US, LATENCY_US = 1.0, 0.6  # of a program, and of a load that is not in cache
-RATE = 0.6  # of the peaks, that small tiles reach
+RATE = 0.7  # of the peaks, that small tiles reach
+SM_BYTES_PER_S = 80e9  # that one multiprocessor takes from the L2
 L2_BYTES_PER_S = 5e12  # where a device's is not known
 RESIDENT_THREADS = 2048
 
@@ -45,7 +46,8 @@ def microseconds(work: Work, warps: int, stages: int, device: Device) -> float:
     fitting = min(device.shared_bytes_per_sm // max(work.shared_bytes, 1), RESIDENT_THREADS // (32 * warps), 8)
     at_once = max(1, min(fitting, math.ceil(work.programs / device.sms)))
     waves = math.ceil(work.programs / (device.sms * at_once))
-    l2_rate = (device.l2_bytes_per_s or L2_BYTES_PER_S) * RATE / device.sms
+    active = min(work.programs, device.sms)
+    l2_rate = min((device.l2_bytes_per_s or L2_BYTES_PER_S) * RATE / active, SM_BYTES_PER_S)
     step = max(
         work.step_bytes * at_once / l2_rate, work.step_flops * at_once / (device.tensor_flops * RATE / device.sms)
     )
@@ -61,7 +63,8 @@ def product(constants: Mapping[str, Any], programs: int, itemsize: int, stages: 
     step_bytes = depth * (rows * parts + columns) * itemsize
     steps = math.ceil(constants["DEPTH"] / depth)
     flops = 2 * max(rows, 16) * columns * depth
-    return Work(programs, steps, step_bytes, flops, cold_bytes, max(1, min(stages, steps)) * step_bytes)
+    held = 0 if parts > 1 or constants.get("VECTOR") else max(1, min(stages, steps)) * step_bytes
+    return Work(programs, steps, step_bytes, flops, cold_bytes, held)
 
 
 def chain(constants: Mapping[str, Any], programs: int, itemsize: int, stages: int, cold_bytes: int) -> Work:

@@ -143,7 +143,9 @@ def _of_triton(setting: Setting, impl: str, measured: int) -> Found:
         name: _fastest(setting, module, packed, place, name, tiles)
         for place, (name, tiles) in enumerate(options.items())
     }
+    best = {name: tiles for name, tiles in best.items() if tiles}
     together = [dict(zip(best, choice, strict=True)) for choice in itertools.product(*best.values())]
+    together += [asking for each in together[:1] if (asking := _with_prefetch(each)) != each]
     timed = []
     for config in [*together, {}]:
         us = _us([_call(setting, module, weights, config) for weights in packed])
@@ -152,6 +154,11 @@ def _of_triton(setting: Setting, impl: str, measured: int) -> Found:
         if math.isfinite(us) and _is_right(setting, module, packed[0], config):
             return Found(impl, config, us)
     return Found(impl, {}, math.inf, "no configuration is right and runs")
+
+
+def _with_prefetch(config: Config) -> Config:
+    """Let the launches that can ask for their weights before they wait for what they multiply."""
+    return {name: {**each, "prefetch": True} if "prefetch" in each else each for name, each in config.items()}
 
 
 def _of_library(setting: Setting, impl: str) -> Found:
