@@ -24,6 +24,7 @@ from .launching import Launch
 from .triton_parts import INTERPRETED, begin, finish, prefetch, wait
 
 LINE_BYTES = 128  # of a cache
+MOST_HELD, HELD_BYTES = 512, 256  # of depth, and of the right side in a thread's registers
 
 
 class Tiles(NamedTuple):
@@ -36,6 +37,8 @@ class Tiles(NamedTuple):
       warps: of 32 threads.
       stages: loads in flight, in steps of depth.
       prefetch: in a launch that overlaps the one before, asks for the right side before it waits.
+      held: takes all of the depth at once, the right side before it waits; for depths that registers hold. `depth` and
+        `stages` count for nothing then.
     """
 
     rows: int
@@ -44,6 +47,14 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
     prefetch: bool = False
+    held: bool = False
+
+
+@triton.jit
+def held_tile(right, depth, columns, columns_mask, right_depth, right_column, DEPTH: tl.constexpr):
+    """Load rows `depth` of the right side, [D, BC]."""
+    tile = right + depth[:, None] * right_depth + columns[None, :] * right_column
+    return tl.load(tile, mask=(depth[:, None] < DEPTH) & columns_mask[None, :], other=0.0)
 
 
 @triton.jit
@@ -79,6 +90,8 @@ def product_kernel(
     WAIT: tl.constexpr,
     PREFETCH: tl.constexpr,
     LINE: tl.constexpr,
+    HELD1: tl.constexpr,
+    HELD2: tl.constexpr,
 ):
     """Compute one [BN, BC] tile of one batch."""
     begin(SIGNAL)
@@ -96,28 +109,48 @@ def product_kernel(
     left_tile = left_tile + local_rows[:, None] * left_row + depth[None, :] * left_depth  # [BN, BD]
     right_base = right + batch * right_batch
     right_tile = right_base + depth[:, None] * right_depth + columns[None, :] * right_column  # [BD, BC]
-    if PREFETCH:
-        lines = (program % column_tiles) * BC + tl.arange(0, BC // LINE) * LINE
+    if HELD1 > 0:
+        # All of the weights' tile is asked for before the wait, and held in registers meanwhile.
+        first_depth, rest_depth = tl.arange(0, HELD1), tl.arange(0, HELD1)
+        right_values = held_tile(right_base, first_depth, columns, columns_mask, right_depth, right_column, DEPTH)
+        right_rest = right_values
+        if HELD2 > 0:
+            rest_depth = HELD1 + tl.arange(0, HELD2)
+            right_rest = held_tile(right_base, rest_depth, columns, columns_mask, right_depth, right_column, DEPTH)
+        wait(WAIT)
+        left_rows = left + batch * left_batch + first_row.to(tl.int64) * left_row + local_rows[:, None] * left_row
+        left_mask = rows_mask[:, None] & (first_depth[None, :] < DEPTH)
+        left_values = tl.load(left_rows + first_depth[None, :] * left_depth, mask=left_mask, other=0.0)
+        left_rest = left_values
+        if HELD2 > 0:
+            left_mask = rows_mask[:, None] & (rest_depth[None, :] < DEPTH)
+            left_rest = tl.load(left_rows + rest_depth[None, :] * left_depth, mask=left_mask, other=0.0)
+        total = tl.dot(left_values, right_values, input_precision="ieee")
+        if HELD2 > 0:
+            total = tl.dot(left_rest, right_rest, total, input_precision="ieee")
+    else:
+        if PREFETCH:
+            lines = (program % column_tiles) * BC + tl.arange(0, BC // LINE) * LINE
+            for step in range(0, DEPTH, BD):
+                row = tl.minimum(step + depth, DEPTH - 1)
+                prefetch(right_base + row[:, None] * right_depth + tl.minimum(lines, COLUMNS - 1)[None, :])
+        wait(WAIT)
+        total = tl.zeros((BN, BC), dtype=tl.float32)
         for step in range(0, DEPTH, BD):
-            row = tl.minimum(step + depth, DEPTH - 1)
-            prefetch(right_base + row[:, None] * right_depth + tl.minimum(lines, COLUMNS - 1)[None, :])
-    wait(WAIT)
-    total = tl.zeros((BN, BC), dtype=tl.float32)
-    for step in range(0, DEPTH, BD):
-        # Both operands are zero past the end of the sum, so what lies in memory there never enters it.
-        if DEPTH % BD == 0:
-            left_mask = rows_mask[:, None]
-        else:
-            left_mask = rows_mask[:, None] & (step + depth[None, :] < DEPTH)
-        if DEPTH % BD == 0 and COLUMNS % BC == 0:
-            right_values = tl.load(right_tile)
-        else:
-            right_mask = (step + depth[:, None] < DEPTH) & columns_mask[None, :]
-            right_values = tl.load(right_tile, mask=right_mask, other=0.0)
-        left_values = tl.load(left_tile, mask=left_mask, other=0.0)
-        total = tl.dot(left_values, right_values, total, input_precision="ieee")
-        left_tile += BD * left_depth
-        right_tile += BD * right_depth
+            # Both operands are zero past the end of the sum, so what lies in memory there never enters it.
+            if DEPTH % BD == 0:
+                left_mask = rows_mask[:, None]
+            else:
+                left_mask = rows_mask[:, None] & (step + depth[None, :] < DEPTH)
+            if DEPTH % BD == 0 and COLUMNS % BC == 0:
+                right_values = tl.load(right_tile)
+            else:
+                right_mask = (step + depth[:, None] < DEPTH) & columns_mask[None, :]
+                right_values = tl.load(right_tile, mask=right_mask, other=0.0)
+            left_values = tl.load(left_tile, mask=left_mask, other=0.0)
+            total = tl.dot(left_values, right_values, total, input_precision="ieee")
+            left_tile += BD * left_depth
+            right_tile += BD * right_depth
 
     groups = columns // COLUMN_GROUP
     offsets = batch * out_batch + first_row.to(tl.int64) * out_row + (groups * out_group)[None, :].to(tl.int64)
@@ -164,6 +197,7 @@ def product(
     constants = {"DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
     constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "ACTIVATION": epilogue.activation}
     constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and right.stride(2) == 1}
+    constants |= dict(zip(("HELD1", "HELD2"), halves(depth) if size.held else (0, 0), strict=True))
     constants["LINE"] = min(size.columns, LINE_BYTES // left.element_size())
     programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
     return Launch(product_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
@@ -187,6 +221,17 @@ def tiles(tokens: int, columns: int, depth: int, itemsize: int, interpreted: boo
     rows, width = _fit(tokens, widest), _fit(columns, widest)
     warps = 8 if rows * width > 8192 else 4
     return Tiles(rows, width, _fit(depth, 32), warps, stages=3 if itemsize == 4 else 4)
+
+
+def halves(depth: int) -> tuple[int, int]:
+    """Cover a depth with one power of two or two, of at least 16, with the least padding.
+
+    >>> halves(192), halves(128), halves(96), halves(5), halves(93)
+    ((128, 64), (128, 0), (64, 32), (16, 0), (64, 32))
+    """
+    whole = max(16, power_of_two(depth))
+    half, rest = whole // 2, max(16, power_of_two(depth - whole // 2))
+    return (half, rest) if half >= 16 and half + rest < whole else (whole, 0)
 
 
 def ceil_div(size: int, tile: int) -> int:
@@ -216,4 +261,12 @@ def candidates(tokens: int, columns: int, depth: int, itemsize: int) -> list[Til
         for warps in (4, 8):
             if 8 <= height * width // (32 * warps) <= 128:
                 found.append(Tiles(height, width, step, warps, stages))
+    if depth <= MOST_HELD:
+        found += [
+            Tiles(height, width, 16, warps, 1, held=True)
+            for height, width, warps in itertools.product(rows, widths, (4, 8))
+            if 8 <= height * width // (32 * warps) <= 128
+            and sum(halves(depth)) * width * itemsize // (32 * warps) <= HELD_BYTES
+            and sum(halves(depth)) * (height + width) * itemsize <= 160 * 1024
+        ]
     return found

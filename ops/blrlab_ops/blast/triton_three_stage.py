@@ -21,6 +21,7 @@ from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
 from blrlab_ops.triton_parts import INTERPRETED, begin, wait
 from blrlab_ops.triton_product import Tiles, ceil_div, power_of_two, product, strides
+from blrlab_ops.triton_streaming import summed
 
 from .torch_bmm import gradients
 from .triton_two_stage import bias_of_blocks, blocks_of, pack, tuned
@@ -109,34 +110,27 @@ def core_mix_kernel(
     B1: tl.constexpr,
     B2: tl.constexpr,
     RANK: tl.constexpr,
-    BB1: tl.constexpr,
-    BB2: tl.constexpr,
     BN: tl.constexpr,
     BR: tl.constexpr,
     SIGNAL: tl.constexpr,
     WAIT: tl.constexpr,
 ):
-    """Compute W[n, k, r] for BN tokens and BR ranks; the tiles of all input blocks stay in registers."""
+    """Compute W[n, k, r] for one output block, BN tokens and BR ranks."""
     begin(SIGNAL)
     rank_tiles: tl.constexpr = (RANK + BR - 1) // BR
     program = tl.program_id(0)
-    ranks = (program % rank_tiles) * BR + tl.arange(0, BR)
-    first_row = program // rank_tiles * BN
-    rows, sources = tl.arange(0, BN), tl.arange(0, BB1)
+    block = program % B2
+    ranks = (program // B2 % rank_tiles) * BR + tl.arange(0, BR)
+    first_row = program // B2 // rank_tiles * BN
+    rows = tl.arange(0, BN)
     ranks_mask, rows_mask = ranks < RANK, first_row + rows < tokens
-    S_tile = S + sources[:, None] * S_from + ranks[None, :] * S_rank
-    S_mask = (sources[:, None] < B1) & ranks_mask[None, :]
+    mask = rows_mask[:, None] & ranks_mask[None, :]
+    Z_tile = Z + first_row.to(tl.int64) * Z_row + rows[:, None] * Z_row + ranks[None, :] * Z_rank
+    scale = block * S_to + ranks[None, :] * S_rank
     wait(WAIT)
-    Z_tile = Z + first_row.to(tl.int64) * Z_row + rows[None, :, None] * Z_row
-    Z_tile += sources[:, None, None] * Z_block + ranks[None, None, :] * Z_rank
-    Z_mask = (sources[:, None, None] < B1) & rows_mask[None, :, None] & ranks_mask[None, None, :]
-    values = tl.load(Z_tile, mask=Z_mask, other=0.0).to(tl.float32)  # [B1, BN, BR]
+    mixed = summed(Z_tile, mask, Z_block, S, scale, ranks_mask[None, :], S_from, B1)  # [BN, BR]
     W_tile = W + first_row.to(tl.int64) * W_row + rows[:, None] * W_row + ranks[None, :] * W_rank
-    W_mask = rows_mask[:, None] & ranks_mask[None, :]
-    for block in range(B2):
-        scale = tl.load(S_tile + block * S_to, mask=S_mask, other=0.0).to(tl.float32)  # [B1, BR]
-        mixed = tl.sum(values * scale[:, None, :], axis=0)  # [BN, BR]
-        tl.store(W_tile + block * W_block, mixed.to(W.dtype.element_ty), mask=W_mask)
+    tl.store(W_tile + block * W_block, mixed.to(W.dtype.element_ty), mask=mask)
 
 
 def launches(
@@ -171,17 +165,16 @@ def mix(Z: Tensor, S: Tensor, W: Tensor, size: MixTiles | None, early: bool) -> 
     tokens, b1, rank = Z.shape
     b2 = W.shape[1]
     size = size or tiles(tokens, b1, b2, rank)
-    constants = {"B1": b1, "B2": b2, "RANK": rank, "SIGNAL": early, "WAIT": early}
-    least = 16 if size.tensor else 1
-    constants |= {"BB1": max(least, power_of_two(b1)), "BB2": max(least, power_of_two(b2))}
-    constants |= {"BN": size.rows, "BR": size.ranks}
+    constants = {"B1": b1, "B2": b2, "RANK": rank, "BN": size.rows, "BR": size.ranks, "SIGNAL": early, "WAIT": early}
     arguments = {"Z": Z, "S": S, "W": W, "tokens": tokens}
     arguments |= strides("Z", ("row", "block", "rank"), Z)
     arguments |= strides("S", ("from", "to", "rank"), S)
     arguments |= strides("W", ("row", "block", "rank"), W)
     programs = ceil_div(tokens, size.rows) * ceil_div(rank, size.ranks)
-    kernel = rank_mix_kernel if size.tensor else core_mix_kernel
-    return Launch(kernel, programs, arguments, constants, size.warps, size.stages, early=early)
+    if not size.tensor:
+        return Launch(core_mix_kernel, programs * b2, arguments, constants, size.warps, size.stages, early=early)
+    constants |= {"BB1": max(16, power_of_two(b1)), "BB2": max(16, power_of_two(b2))}
+    return Launch(rank_mix_kernel, programs, arguments, constants, size.warps, size.stages, early=early)
 
 
 def tiles(tokens: int, b1: int, b2: int, rank: int) -> MixTiles:
@@ -207,7 +200,7 @@ def mix_candidates(tokens: int, rank: int) -> list[MixTiles]:
     found = [MixTiles(size, ranks, warps) for size in rows for ranks in (4, 8) for warps in (2, 4)]
     rows = [size for size in (2, 4, 8, 16, 32) if size <= max(2, power_of_two(tokens))]
     widths = [size for size in (32, 64, 128) if size <= max(32, power_of_two(rank))]
-    return found + [MixTiles(size, ranks, 4, tensor=False) for size in rows for ranks in widths if size * ranks <= 1024]
+    return found + [MixTiles(size, ranks, 4, tensor=False) for size in rows for ranks in widths if size * ranks <= 2048]
 
 
 linear = operator("blast", "three_stage", "VSU", lambda V, S, U: U.shape[0] * U.shape[2], launches, gradients)

@@ -26,14 +26,13 @@ from blrlab_ops.custom_ops import operator
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
 from blrlab_ops.triton_parts import finish
-from blrlab_ops.triton_product import ceil_div, power_of_two, strides
+from blrlab_ops.triton_product import ceil_div, halves, power_of_two, strides
 
 from .torch_bmm import gradients
 from .triton_two_stage import bias_of_blocks, tuned
 
 __all__ = ["launches", "linear", "pack"]
 
-LEAST = 16  # of a rank's part
 MOST_RANK = 128  # of a block that one program takes at a time
 
 
@@ -181,11 +180,7 @@ def parts(rank: int) -> tuple[int, int, int]:
     ((1, 32, 16), (1, 64, 0), (1, 64, 32), (1, 16, 0), (3, 128, 0))
     """
     chunks = ceil_div(rank, MOST_RANK)
-    most = ceil_div(rank, chunks)
-    whole = max(LEAST, power_of_two(most))
-    half = whole // 2
-    rest = max(LEAST, power_of_two(most - half))
-    return (chunks, half, rest) if half >= LEAST and half + rest < whole else (chunks, whole, 0)
+    return (chunks, *halves(ceil_div(rank, chunks)))
 
 
 def tiles(tokens: int, p: int, q: int, rank: int, itemsize: int) -> Tiles:

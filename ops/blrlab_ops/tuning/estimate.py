@@ -58,13 +58,14 @@ def microseconds(work: Work, warps: int, stages: int, device: Device) -> float:
 
 def product(constants: Mapping[str, Any], programs: int, itemsize: int, stages: int, cold_bytes: int) -> Work:
     """Return the work of `triton_product` and `triton_streaming`, from their constants."""
-    rows, columns, depth = (constants[name] for name in ("BN", "BC", "BD"))
+    held = constants.get("HELD1", 0) + constants.get("HELD2", 0)
+    rows, columns, depth = constants["BN"], constants["BC"], held or constants["BD"]
     parts = constants.get("PARTS", 1)
     step_bytes = depth * (rows * parts + columns) * itemsize
     steps = math.ceil(constants["DEPTH"] / depth)
     flops = 2 * max(rows, 16) * columns * depth
-    held = 0 if parts > 1 or constants.get("VECTOR") else max(1, min(stages, steps)) * step_bytes
-    return Work(programs, steps, step_bytes, flops, cold_bytes, held)
+    shared = 0 if parts > 1 or constants.get("VECTOR") else max(1, min(stages, steps)) * step_bytes
+    return Work(programs, steps, step_bytes, flops, cold_bytes, shared)
 
 
 def chain(constants: Mapping[str, Any], programs: int, itemsize: int, stages: int, cold_bytes: int) -> Work:
