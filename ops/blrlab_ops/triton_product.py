@@ -3,7 +3,7 @@
 out[b] = f(left[b] @ right[b] + bias[b]) for every batch b, accumulated in float32, where f is an epilogue. Operands are
 strided views, so that cutting x into blocks and permuting an intermediate happen in the addresses, never in memory:
 - left   [b, n, depth];
-- right  [b, depth, columns];
+- right  [b, depth, columns], or with columns in groups, such as (k, r') of a Monarch V;
 - out    [b, n, column groups, columns of a group], such as (k, r') of Monarch's intermediate;
 - bias   [b, columns] or None.
 
@@ -51,9 +51,9 @@ class Tiles(NamedTuple):
 
 
 @triton.jit
-def held_tile(right, depth, columns, columns_mask, right_depth, right_column, DEPTH: tl.constexpr):
-    """Load rows `depth` of the right side, [D, BC]."""
-    tile = right + depth[:, None] * right_depth + columns[None, :] * right_column
+def held_tile(right, depth, columns, columns_mask, right_depth, DEPTH: tl.constexpr):
+    """Load rows `depth` of the right side at the offsets of its columns, [D, BC]."""
+    tile = right + depth[:, None] * right_depth + columns[None, :]
     return tl.load(tile, mask=(depth[:, None] < DEPTH) & columns_mask[None, :], other=0.0)
 
 
@@ -72,6 +72,7 @@ def product_kernel(
     left_depth,
     right_batch,
     right_depth,
+    right_group,
     right_column,
     out_batch,
     out_row,
@@ -81,6 +82,7 @@ def product_kernel(
     bias_column,
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
+    RIGHT_GROUP: tl.constexpr,
     COLUMN_GROUP: tl.constexpr,
     BN: tl.constexpr,
     BC: tl.constexpr,
@@ -108,15 +110,16 @@ def product_kernel(
     left_tile = left + batch * left_batch + first_row.to(tl.int64) * left_row
     left_tile = left_tile + local_rows[:, None] * left_row + depth[None, :] * left_depth  # [BN, BD]
     right_base = right + batch * right_batch
-    right_tile = right_base + depth[:, None] * right_depth + columns[None, :] * right_column  # [BD, BC]
+    right_columns = columns // RIGHT_GROUP * right_group + columns % RIGHT_GROUP * right_column
+    right_tile = right_base + depth[:, None] * right_depth + right_columns[None, :]  # [BD, BC]
     if HELD1 > 0:
         # All of the weights' tile is asked for before the wait, and held in registers meanwhile.
         first_depth, rest_depth = tl.arange(0, HELD1), tl.arange(0, HELD1)
-        right_values = held_tile(right_base, first_depth, columns, columns_mask, right_depth, right_column, DEPTH)
+        right_values = held_tile(right_base, first_depth, right_columns, columns_mask, right_depth, DEPTH)
         right_rest = right_values
         if HELD2 > 0:
             rest_depth = HELD1 + tl.arange(0, HELD2)
-            right_rest = held_tile(right_base, rest_depth, columns, columns_mask, right_depth, right_column, DEPTH)
+            right_rest = held_tile(right_base, rest_depth, right_columns, columns_mask, right_depth, DEPTH)
         wait(WAIT)
         left_rows = left + batch * left_batch + first_row.to(tl.int64) * left_row + local_rows[:, None] * left_row
         left_mask = rows_mask[:, None] & (first_depth[None, :] < DEPTH)
@@ -176,7 +179,7 @@ def product(
 
     Args:
       left: [b, n, depth].
-      right: [b, depth, columns].
+      right: [b, depth, columns], or [b, depth, column groups, columns of a group].
       out: [b, n, column groups, columns of a group].
       bias: [b, columns] or None.
       epilogue: what follows; its operands lie in memory as `out` does.
@@ -185,22 +188,38 @@ def product(
       wait: starts early itself, and waits before it reads `left`.
     """
     batches, tokens, depth = left.shape
-    columns = right.shape[2]
+    right = grouped(right)
+    columns = right.shape[2] * right.shape[3]
     size = size or tiles(tokens, columns, depth, left.element_size(), INTERPRETED)
     arguments = {"left": left, "right": right, "out": out, "bias": bias}
     arguments |= {"multiply": epilogue.multiply, "residual": epilogue.residual, "tokens": tokens, "batches": batches}
     arguments |= strides("left", ("batch", "row", "depth"), left)
-    arguments |= strides("right", ("batch", "depth", "column"), right)
+    arguments |= strides("right", ("batch", "depth", "group", "column"), right)
     arguments |= strides("out", ("batch", "row", "group", "column"), out)
     no_bias = {"bias_batch": 0, "bias_column": 0}
     arguments |= no_bias if bias is None else strides("bias", ("batch", "column"), bias)
     constants = {"DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
+    constants["RIGHT_GROUP"] = right.shape[3]
     constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "ACTIVATION": epilogue.activation}
-    constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and right.stride(2) == 1}
+    constants |= {
+        "SIGNAL": signal,
+        "WAIT": wait,
+        "PREFETCH": wait and size.prefetch and right.shape[2] == 1 == right.stride(3),
+    }
     constants |= dict(zip(("HELD1", "HELD2"), halves(depth) if size.held else (0, 0), strict=True))
     constants["LINE"] = min(size.columns, LINE_BYTES // left.element_size())
     programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
     return Launch(product_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
+
+
+def grouped(right: Tensor) -> Tensor:
+    """View a right side as [b, depth, column groups, columns of a group], with one group where that is possible."""
+    if right.ndim == 3:
+        return right[:, :, None]
+    groups, width = right.shape[2:]
+    if groups == 1 or right.stride(2) == width * right.stride(3):
+        return right.flatten(2)[:, :, None]
+    return right
 
 
 def strides(name: str, axes: tuple[str, ...], tensor: Tensor) -> dict[str, int]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from .epilogue import NOTHING, Epilogue
 from .launching import Launch
 from .triton_parts import begin, finish, prefetch, wait
-from .triton_product import LINE_BYTES, ceil_div, power_of_two, strides
+from .triton_product import LINE_BYTES, ceil_div, grouped, power_of_two, strides
 
 
 class Tiles(NamedTuple):
@@ -78,6 +78,7 @@ def stream_kernel(
     scale_depth,
     right_batch,
     right_depth,
+    right_group,
     right_column,
     out_batch,
     out_row,
@@ -88,6 +89,7 @@ def stream_kernel(
     PARTS: tl.constexpr,
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
+    RIGHT_GROUP: tl.constexpr,
     COLUMN_GROUP: tl.constexpr,
     BN: tl.constexpr,
     BC: tl.constexpr,
@@ -115,7 +117,8 @@ def stream_kernel(
     left += batch * left_batch + first_row.to(tl.int64) * left_row
     scale_batches = batch * scale_batch
     right += batch * right_batch
-    right_tile = right + depth[:, None].to(tl.int64) * right_depth + columns[None, :] * right_column  # [BD, BC]
+    right_columns = columns // RIGHT_GROUP * right_group + columns % RIGHT_GROUP * right_column
+    right_tile = right + depth[:, None].to(tl.int64) * right_depth + right_columns[None, :]  # [BD, BC]
 
     ONCE: tl.constexpr = DEPTH <= BD
     inside = depth < DEPTH
@@ -197,7 +200,7 @@ def stream(
 
     Args:
       left: [parts, b, n, depth].
-      right: [b, depth, columns].
+      right: [b, depth, columns], or [b, depth, column groups, columns of a group].
       out: [b, n, column groups, columns of a group].
       bias: [b, columns] or None.
       epilogue: what follows; its operands lie in memory as `out` does.
@@ -207,21 +210,27 @@ def stream(
       wait: starts early itself, and waits before it reads `left`.
     """
     parts, batches, tokens, depth = left.shape
-    columns = right.shape[2]
+    right = grouped(right)
+    columns = right.shape[2] * right.shape[3]
     size = size or tiles(batches, tokens, columns, depth, left.element_size(), parts)
     arguments = {"left": left, "scale": scale, "right": right, "out": out, "bias": bias}
     arguments |= {"multiply": epilogue.multiply, "residual": epilogue.residual, "tokens": tokens, "batches": batches}
     arguments |= strides("left", ("part", "batch", "row", "depth"), left)
     no_scale = dict.fromkeys(("scale_part", "scale_batch", "scale_depth"), 0)
     arguments |= no_scale if scale is None else strides("scale", ("part", "batch", "depth"), scale)
-    arguments |= strides("right", ("batch", "depth", "column"), right)
+    arguments |= strides("right", ("batch", "depth", "group", "column"), right)
     arguments |= strides("out", ("batch", "row", "group", "column"), out)
     no_bias = {"bias_batch": 0, "bias_column": 0}
     arguments |= no_bias if bias is None else strides("bias", ("batch", "column"), bias)
     constants = {"PARTS": parts, "DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
+    constants["RIGHT_GROUP"] = right.shape[3]
     constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "STAGES": size.stages}
     constants |= {"VECTOR": size.vector, "ACTIVATION": epilogue.activation}
-    constants |= {"SIGNAL": signal, "WAIT": wait, "PREFETCH": wait and size.prefetch and right.stride(2) == 1}
+    constants |= {
+        "SIGNAL": signal,
+        "WAIT": wait,
+        "PREFETCH": wait and size.prefetch and right.shape[2] == 1 == right.stride(3),
+    }
     constants["LINE"] = min(size.columns, LINE_BYTES // left.element_size())
     programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
     return Launch(stream_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
