@@ -231,7 +231,8 @@ def why_not(name: str, problem: Problem) -> str | None:
     if name in paper.VARIANTS:
         return paper.why_not(problem)
     if name not in BACKENDS:
-        return blrlab_ops.why_not(problem.op, name, problem.x.device, problem.x.dtype)
+        reason = blrlab_ops.why_not(problem.op, name, problem.x.device, problem.x.dtype)
+        return reason or dispatch.unsuited(name, dispatch.Layer(*problem.case[1:]))
     return None
 
 

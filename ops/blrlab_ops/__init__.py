@@ -15,15 +15,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import algorithms, blast, cost, devices, files, low_rank, monarch, nn, testing
     from .dispatch import CannotRun, impls, why_not
+    from .explaining import Explanation, explain
     from .factored import linear, pack, to_dense
 
 __version__ = "0.1.0"
 __all__ = [
     "CannotRun",
+    "Explanation",
     "algorithms",
     "blast",
     "cost",
     "devices",
+    "explain",
     "files",
     "impls",
     "linear",
@@ -39,6 +42,8 @@ __all__ = [
 _MODULES = ("algorithms", "blast", "cost", "devices", "files", "low_rank", "monarch", "nn", "testing")
 _HOMES = {
     "CannotRun": "dispatch",
+    "Explanation": "explaining",
+    "explain": "explaining",
     "impls": "dispatch",
     "why_not": "dispatch",
     "linear": "factored",

@@ -1,7 +1,7 @@
 """Which tile sizes an implementation runs a layer with: those measured best on this GPU, else fixed rules.
 
-A configuration is {launch: {field: value}}, such as {"first": {"rows": 64, ...}, "second": {...}}: plain numbers, kept in
-`tuning`. An implementation takes what it names and leaves the rest to its own rules.
+A configuration is {launch: {field: value}}, such as {"first": {"rows": 64, ...}, "second": {...}}: plain numbers, kept
+in `tuning`. An implementation takes what it names and leaves the rest to its own rules.
 """
 
 from collections.abc import Mapping

@@ -18,8 +18,9 @@ def operator(
     impl: str,
     factors: Sequence[str],
     out_features: Callable[..., int],
-    launches: Launches,
+    launches: Launches | None,
     gradients: Callable[..., tuple[Tensor | None, ...]],
+    compute: Callable[..., Tensor] | None = None,
 ) -> Linear:
     """Make `linear(x, *factors, bias, epilogue)` of an implementation, x [..., i] -> [..., o].
 
@@ -30,14 +31,19 @@ def operator(
       out_features: o, from the factors.
       launches: `(x [n, i], *factors, bias, y [n, o], epilogue)` -> the launches that fill y.
       gradients: `(grad [n, o], x [n, i], *factors, needs=...)` -> (dx, *dfactors), of the product alone.
+      compute: in the place of launches, `(x [n, i], *factors, bias, epilogue)` -> y [n, o].
     """
     named = "".join(f", Tensor {name}" for name in factors)
     follows = "Tensor? bias, Tensor? multiply, Tensor? residual, str activation"
 
     def forward(x, *rest):
         *weights, bias, multiply, residual, activation = rest
+        epilogue = Epilogue(activation or None, multiply, residual)
+        if launches is None:
+            assert compute is not None
+            return compute(x, *weights, bias, epilogue)
         y = x.new_empty(x.shape[0], out_features(*weights))
-        run(launches(x, *weights, bias, y, Epilogue(activation or None, multiply, residual)), x.device)
+        run(launches(x, *weights, bias, y, epilogue), x.device)
         return y
 
     name, schema = f"blrlab_ops::{format}_{impl}", f"(Tensor x{named}, {follows}) -> Tensor"

@@ -1,8 +1,8 @@
 """Which implementation runs: the one place that knows the implementations and what each needs.
 
-An implementation called `name` of a format is the module `blrlab_ops.<format>.<name>`, with `linear(x,
-*factors, bias)` and `pack(*factors)`; names that start with `triton_` need Triton. `impl=None` takes the last
-one in the table that can run, and never the interpreter.
+An implementation called `name` of a format is the module `blrlab_ops.<format>.<name>`, with `linear(x, *factors,
+bias)` and `pack(*factors)`; names that start with `triton_` need Triton. `impl=None` takes what tuning measured
+fastest for the layer on this GPU, where it is not measured what `likely` says, and never the interpreter.
 """
 
 import difflib
@@ -13,11 +13,13 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import epilogue as after
+from . import tuning
 from .epilogue import Epilogue
 
 
@@ -38,6 +40,9 @@ IMPLS = {
         "triton_two_stage",
     ),
 }
+STREAMED_TOKENS = 16
+MOST_STREAMED, FEW_BLOCKS = 64, 8
+LARGE_WORK = 2 * 10**9  # tokens x in_features x out_features
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 TRITON_DTYPES = ("float32", "float16", "bfloat16")
 
@@ -60,16 +65,28 @@ def why_not(format: str, impl: str, device: torch.device | str, dtype: torch.dty
     return _why_not(impl, str(device), str(dtype).removeprefix("torch."))
 
 
-def implementation(format: str, impl: str | None, device: torch.device, dtype: torch.dtype) -> ModuleType:
-    """Return the module of the chosen implementation; raises as `choose` does."""
-    if torch.compiler.is_compiling():
-        # Tracers take the name as a constant. Imported here because it loads the compiler, for over a second.
-        from .tracing import choose_as_constant
+class Layer(NamedTuple):
+    """A factored layer at a number of tokens: what the choice of an implementation depends on."""
 
-        name = choose_as_constant(format, impl, device, dtype)
-    else:
-        name = choose(format, impl, device, dtype)
-    return sys.modules[f"blrlab_ops.{format}.{name}"]
+    tokens: int
+    in_features: int
+    out_features: int
+    blocks: tuple[int, int]
+    rank: int
+
+
+def layer(format: str, tokens: int, factors: Sequence[Tensor]) -> Layer:
+    """Return the sizes of a layer from its factors in order; monarch: the rank r' of a block."""
+    V, U = factors[0], factors[-1]
+    b1, b2 = {"low_rank": (1, 1), "monarch": (V.shape[0], U.shape[1]), "blast": (V.shape[0], U.shape[0])}[format]
+    return Layer(tokens, b1 * V.shape[-2], b2 * U.shape[-1], (b1, b2), V.shape[-1])
+
+
+def implementation(
+    format: str, impl: str | None, device: torch.device, dtype: torch.dtype, sizes: Layer | None = None
+) -> ModuleType:
+    """Return the module of the chosen implementation; raises as `choose` does."""
+    return sys.modules[f"blrlab_ops.{format}.{choose(format, impl, device, dtype, sizes)}"]
 
 
 def run(
@@ -81,10 +98,20 @@ def run(
     epilogue: Epilogue,
 ) -> Tensor:
     """Run the chosen implementation; what follows the product is done by PyTorch where it is not fused."""
-    module = implementation(format, impl, x.device, x.dtype)
+    if torch.compiler.is_compiling():
+        # Tracers take the name as a constant. Imported here because it loads the compiler, for over a second.
+        from .tracing import choose_as_constant
+
+        name = choose_as_constant(format, impl, x.device, x.dtype)
+        if impl is None and is_triton(name):  # chosen by the number of tokens, when it runs
+            return sys.modules["blrlab_ops.best"].LINEARS[format](x, *factors, bias, epilogue=epilogue)
+    else:
+        tokens = x.numel() // max(x.shape[-1], 1)
+        name = choose(format, impl, x.device, x.dtype, None if impl else layer(format, tokens, factors))
+    module = sys.modules[f"blrlab_ops.{format}.{name}"]
     if epilogue.is_empty:
         return module.linear(x, *factors, bias)
-    if is_triton(module.__name__.rpartition(".")[2]):
+    if is_triton(name):
         return module.linear(x, *factors, bias, epilogue=epilogue)
     return after.apply(module.linear(x, *factors, bias), epilogue)
 
@@ -94,19 +121,32 @@ def is_triton(impl: str) -> bool:
     return impl.startswith(("triton_", "hopper_"))
 
 
-def choose(format: str, impl: str | None, device: torch.device | str, dtype: torch.dtype | str) -> str:
+def choose(
+    format: str,
+    impl: str | None,
+    device: torch.device | str,
+    dtype: torch.dtype | str,
+    sizes: Layer | None = None,
+) -> str:
     """Check a named implementation, or pick the best that can run without the interpreter; load its module.
+
+    Args:
+      format: of the factors.
+      impl: a name, or None.
+      device: where it is to run.
+      dtype: of everything.
+      sizes: of the layer, for the best; None: the best where nothing is known of it.
 
     Raises:
       ValueError: for an unknown format or implementation.
       CannotRun: when the implementation cannot run here.
     """
-    return _choose(format, impl, str(device), str(dtype))
+    return _choose(format, impl, str(device), str(dtype), sizes, tuning.version())
 
 
-@functools.cache
-def _choose(format: str, impl: str | None, device: str, dtype: str) -> str:
-    impl = impl or _best(format, device, dtype)
+@functools.lru_cache(maxsize=4096)
+def _choose(format: str, impl: str | None, device: str, dtype: str, sizes: Layer | None, version: int) -> str:
+    impl = impl or best(format, device, dtype, sizes).impl
     reason = why_not(format, impl, device, dtype)
     if reason:
         raise CannotRun(f"impl {impl!r} of {format} cannot run: {reason}")
@@ -114,12 +154,68 @@ def _choose(format: str, impl: str | None, device: str, dtype: str) -> str:
     return impl
 
 
-def _best(format: str, device: str, dtype: str) -> str:
-    for impl in reversed(impls(format)):
-        natively = not impl.startswith("triton_") or (device.startswith("cuda") and not _interprets())
-        if natively and why_not(format, impl, device, dtype) is None:
-            return impl
-    return impls(format)[0]
+class Best(NamedTuple):
+    """The implementation that `impl=None` takes, why, and the entries of tuning for the layer, fastest first."""
+
+    impl: str
+    reason: str
+    measured: tuple[tuning.Entry, ...] = ()
+
+
+def best(format: str, device: torch.device | str, dtype: torch.dtype | str, sizes: Layer | None = None) -> Best:
+    """Return what `impl=None` takes, and why."""
+    device, dtype = str(device), str(dtype)
+    able = [impl for impl in impls(format) if impl != "ref" and _runs_natively(format, impl, device, dtype)]
+    if not able:
+        return Best("ref", f"nothing else runs {dtype.removeprefix('torch.')} on {device}")
+    found = tuple(entry for entry in measured(format, device, dtype, sizes) if entry.impl in able)
+    if found:
+        return Best(found[0].impl, "measured fastest on this GPU", found)
+    choice, reason = likely(format, sizes)
+    return Best(choice, reason) if choice in able else Best(able[-1], "the only one that can run here")
+
+
+def measured(format: str, device: str, dtype: str, sizes: Layer | None) -> tuple[tuning.Entry, ...]:
+    """Return what tuning found for a layer on a CUDA device, fastest first."""
+    if sizes is None or not device.startswith("cuda") or not torch.cuda.is_available():
+        return ()
+    name = dtype.removeprefix("torch.")
+    key = tuning.Key(format, tuning.bucket(sizes.tokens), *sizes[1:], name)
+    return tuple(tuning.lookup(torch.cuda.get_device_name(device), key).values())
+
+
+def likely(format: str, sizes: Layer | None) -> tuple[str, str]:
+    """Return what is likely fastest on a GPU where the layer is not measured, and why.
+
+    The rules are what tuning found for the layers of Llama-7B, GPT2-S and ViT-B on an H100: streaming kernels for few
+    tokens, two overlapping launches for small layers, PyTorch's batched products for much work.
+    """
+    if sizes is None:
+        return "triton_two_stage", "nothing is known of the layer"
+    if sizes.tokens <= STREAMED_TOKENS:
+        return "triton_streaming", f"not measured; up to {STREAMED_TOKENS} tokens the weights' bytes bind"
+    work = sizes.tokens * sizes.in_features * sizes.out_features
+    if work > LARGE_WORK:
+        return "torch_bmm", "not measured; with so much work PyTorch's batched products are likely fastest"
+    small = {"low_rank": "triton_two_stage", "monarch": "triton_two_stage", "blast": "triton_three_stage"}
+    return small[format], "not measured; in so small a layer starting and waiting bind"
+
+
+def unsuited(impl: str, sizes: Layer) -> str | None:
+    """Say why an implementation is not worth a measurement at these sizes; None where it is. It still runs there."""
+    work, blocks = sizes.tokens * sizes.in_features * sizes.out_features, max(sizes.blocks)
+    if impl == "triton_streaming" and sizes.tokens > MOST_STREAMED:
+        return f"streaming is for up to {MOST_STREAMED} tokens: every program takes all of the depth"
+    if impl == "triton_late_mixing" and sizes.tokens > STREAMED_TOKENS and blocks > FEW_BLOCKS:
+        return f"late mixing is for up to {FEW_BLOCKS} blocks: the second launch reads the intermediate once a block"
+    if impl == "triton_fused" and work > LARGE_WORK:
+        return "the fused launch is for small layers: every program multiplies by all of V's output block"
+    return None
+
+
+def _runs_natively(format: str, impl: str, device: str, dtype: str) -> bool:
+    natively = not is_triton(impl) or (device.startswith("cuda") and not _interprets())
+    return natively and why_not(format, impl, device, dtype) is None
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -50,7 +50,7 @@ def summed(left, mask, left_part, scale, scale_offsets, scale_mask, scale_part, 
     total = tl.load(left, mask=mask, other=0.0).to(tl.float32)
     if scale is not None:
         total *= tl.load(scale + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
+    for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
         values = tl.load(left + part * left_part, mask=mask, other=0.0).to(tl.float32)
         if scale is not None:
             values *= tl.load(scale + part * scale_part + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)

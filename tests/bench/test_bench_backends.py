@@ -216,7 +216,10 @@ def test_every_backend_has_its_formats_and_only_own_kernels_the_closer_budget() 
     assert {name: backend(name).ops for name in names() if backend(name).ops != FORMATS} == {
         "torch_linear": ("dense",),
         "int8_weight_only": ("dense",),
-        **dict.fromkeys(("ref", "torch_bmm", "triton_two_stage"), FORMATS[1:]),
+        **dict.fromkeys(("ref", "torch_bmm", "triton_streaming", "triton_two_stage"), FORMATS[1:]),
+        "triton_fused": ("monarch",),
+        "triton_late_mixing": ("blast",),
+        "triton_three_stage": ("blast",),
     }
     assert [name for name in names() if backend(name).own] == [name for name in names() if name.startswith("triton_")]
     assert [backend(name).name for name in names()] == list(names())

@@ -3,7 +3,7 @@
 import blrlab_ops
 import pytest
 import torch
-from blrlab_ops import dispatch, testing
+from blrlab_ops import dispatch, testing, tune, tuning
 from blrlab_ops.testing import Case
 
 FORMATS = ("low_rank", "monarch", "blast")
@@ -26,7 +26,9 @@ def test_impl_none_takes_torch_bmm_on_the_cpu(format):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_impls_and_why_not(format):
-    assert blrlab_ops.impls(format) == ("ref", "torch_bmm", "triton_two_stage")
+    own = {"low_rank": (), "monarch": ("triton_fused",), "blast": ("triton_three_stage", "triton_late_mixing")}
+    everywhere = ("triton_streaming", "triton_two_stage")
+    assert blrlab_ops.impls(format) == ("ref", "torch_bmm", *own[format], *everywhere)
     for impl in ("ref", "torch_bmm"):
         for device in ("cpu", torch.device("cpu")):
             for dtype in (torch.float64, "bfloat16"):
@@ -50,8 +52,8 @@ def test_unknown_names_list_the_allowed_ones():
     x, factors, bias = _operands("monarch")
     with pytest.raises(ValueError, match=r"'torch_bm'.*'torch_bmm'.*did you mean 'torch_bmm'"):
         blrlab_ops.linear(x, factors, bias, impl="torch_bm")
-    with pytest.raises(ValueError, match=r"'trition'.*did you mean 'triton_two_stage'"):
-        blrlab_ops.monarch.linear(x, **factors, impl="trition")
+    with pytest.raises(ValueError, match=r"'trition_two_stage'.*did you mean 'triton_two_stage'"):
+        blrlab_ops.monarch.linear(x, **factors, impl="trition_two_stage")
     with pytest.raises(ValueError, match=r"'monrach'.*did you mean 'monarch'"):
         blrlab_ops.impls("monrach")
     with pytest.raises(ValueError, match="no known format"):
@@ -111,3 +113,107 @@ def test_torch_without_triton_runs_ref_and_torch_bmm(run_child):
         "    reason = blrlab_ops.why_not('blast', 'triton_two_stage', device, torch.float32)\n"
         "    assert 'cannot be imported' in reason and 'pip install' in reason, reason\n",
     )
+
+
+@pytest.fixture
+def a_card(monkeypatch, tmp_path):
+    """Let dispatch believe in an H100 on which everything runs, with an empty folder of tuned layers."""
+    monkeypatch.setenv("BLRLAB_OPS_CACHE", str(tmp_path))
+    tuning.refresh()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(dispatch, "_why_not", lambda impl, device, dtype: None)
+    monkeypatch.setattr(dispatch, "_interprets", lambda: False)
+    yield "NVIDIA H100 80GB HBM3"
+    monkeypatch.undo()
+    tuning.refresh()
+
+
+def _entry(impl: str, us: float, dense_us: float) -> tuning.Entry:
+    return tuning.Entry(impl, {}, us, dense_us, tuning.store.triton_version(), torch.__version__, "2026-01-01T00:00:00")
+
+
+LAYER = dispatch.Layer(16, 4096, 4096, (16, 16), 64)
+
+
+def test_the_measured_best_is_taken(a_card):
+    key = tuning.Key("monarch", 16, 4096, 4096, (16, 16), 64, "bfloat16")
+    for impl, us in (("torch_bmm", 11.2), ("triton_two_stage", 12.4), ("triton_streaming", 9.3)):
+        tuning.record(a_card, key, _entry(impl, us, 15.4))
+    for tokens in (2, 7, 16):  # all of one bucket
+        assert (
+            dispatch.best("monarch", "cuda", torch.bfloat16, LAYER._replace(tokens=tokens)).impl == "triton_streaming"
+        )
+    tuning.record(a_card, key, _entry("torch_bmm", 8.0, 15.4))
+    assert dispatch.choose("monarch", None, "cuda", torch.bfloat16, LAYER) == "torch_bmm"
+    other = dispatch.best("monarch", "cuda", torch.float16, LAYER)
+    assert (other.impl, other.measured) == ("triton_streaming", ())
+    assert "not measured" in other.reason
+
+
+def test_a_layer_that_is_not_measured_goes_by_its_size(a_card):
+    sizes = {1: "triton_streaming", 16: "triton_streaming", 17: "triton_two_stage", 1024: "torch_bmm"}
+    for tokens, impl in sizes.items():
+        assert dispatch.best("monarch", "cuda", torch.bfloat16, LAYER._replace(tokens=tokens)).impl == impl
+    small = dispatch.Layer(384, 768, 2304, (6, 6), 192)
+    assert dispatch.best("blast", "cuda", torch.bfloat16, small).impl == "triton_three_stage"
+
+
+def test_explain_says_what_and_why_and_whether_dense_is_faster(a_card):
+    factors = testing.random_factors("monarch", 4096, 4096, (16, 16), 64, device="meta")
+    predicted = blrlab_ops.explain(factors, 1, device="cuda", dtype=torch.bfloat16)
+    assert (predicted.impl, predicted.measured, predicted.dense_is_faster) == ("triton_streaming", False, False)
+    assert predicted.dense_us > 10
+    assert "predicted by the cost model" in str(predicted)
+    key = tuning.Key("monarch", 1, 4096, 4096, (16, 16), 64, "bfloat16")
+    tuning.record(a_card, key, _entry("torch_bmm", 14.4, 13.6))
+    found = blrlab_ops.explain(factors, 1, device="cuda", dtype=torch.bfloat16)
+    assert (found.impl, found.us, found.dense_us, found.dense_is_faster) == (
+        "torch_bmm",
+        {"torch_bmm": 14.4},
+        13.6,
+        True,
+    )
+    assert "dense would be FASTER: 14.4 us against 13.6 us, measured" in str(found)
+
+
+def test_explain_on_a_cpu_says_what_cannot_run():
+    factors = _operands("blast")[1]
+    found = blrlab_ops.explain(factors, 4)
+    assert (found.impl, found.us, found.dense_is_faster) == ("torch_bmm", {}, None)
+    assert set(found.cannot) == {impl for impl in blrlab_ops.impls("blast") if impl.startswith("triton_")}
+    with pytest.raises(ValueError, match="-1 must be 0 or more"):
+        blrlab_ops.explain(factors, -1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "no layer is named"),
+        (["--net=llama7"], 'Did you mean "llama7b"'),
+        (["--net=llama7b", "--layer=q"], "it has qkvo, gate_up, down"),
+        (["--net=llama7b", "--format=monrach"], "did you mean 'monarch'"),
+        (["--shape=monarch:1x2"], "is not like"),
+        (["--net=llama7b"], "no CUDA device"),
+    ],
+)
+def test_the_tuning_command_refuses_what_makes_no_sense(arguments, sentence, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert tune.main(arguments) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_the_tuning_command_leaves_out_what_is_kept(a_card, capsys):
+    key = tuning.Key("monarch", 1, 4096, 4096, (16, 16), 64, "bfloat16")
+    tuning.record(a_card, key, _entry("torch_bmm", 14.4, 13.6))
+    assert tune.main(["--net=llama7b", "--layer=qkvo", "--format=monarch", "--tokens=1"]) == 0
+    assert "monarch:1x4096x4096:b16x16:r64: kept already, 14.4 us" in capsys.readouterr().out
+
+
+def test_what_is_not_worth_a_measurement_says_why():
+    assert dispatch.unsuited("triton_streaming", LAYER) is None
+    assert "up to 64 tokens" in dispatch.unsuited("triton_streaming", LAYER._replace(tokens=65))
+    assert "8 blocks" in dispatch.unsuited("triton_late_mixing", LAYER._replace(tokens=17))
+    assert dispatch.unsuited("triton_late_mixing", LAYER._replace(tokens=17, blocks=(6, 6))) is None
+    assert "small layers" in dispatch.unsuited("triton_fused", LAYER._replace(tokens=1024))
+    assert dispatch.unsuited("torch_bmm", LAYER._replace(tokens=10**6)) is None

@@ -2,10 +2,10 @@
 
 Shapes: x [..., b1 p], V [b1, p, r], S [b1, b2, r], U [b2, r, q], bias [b2 q].
 
-Stage one streams V, Z[l] = x[l] V[l]; the last stage streams U. For one token the last stage mixes Z as it reads it, as
-`triton_late_mixing` does: every program reads all of Z, b1 r numbers. More tokens take a stage of their own for it, that
-of `triton_three_stage`. What must move is V, S and U, r (i + o + b1 b2) numbers; Z and W are small and stay in the L2. The
-launches overlap as in `monarch.triton_streaming`, so that U comes while V is multiplied and mixed.
+Stage one streams V, Z[l] = x[l] V[l]; the last stage streams U. For one token the last stage mixes Z as it reads it,
+as `triton_late_mixing` does: every program reads all of Z, b1 r numbers. More tokens take a stage of their own for it,
+that of `triton_three_stage`. What must move is V, S and U, r (i + o + b1 b2) numbers; Z and W are small and stay in
+the L2. The launches overlap as in `monarch.triton_streaming`, so that U comes while V is multiplied and mixed.
 """
 
 from torch import Tensor

@@ -3,9 +3,9 @@
 Shapes: x [..., b1 p], V [b1, p, r], S [b1, b2, r], U [b2, r, q], bias [b2 q].
 
 Stage one stores Z[l] = x[l] V[l] at [n, b1, r]; stage two is W[:, :, rho] = Z[:, :, rho] S[:, :, rho] for every rank
-rho, [n, b1] x [b1, b2], stored at [n, b2, r]; stage three is W[k] U[k], with bias and epilogue. Z and W are rounded to the
-dtype of x. S is padded to 16 x 16 there: b1 = b2 = 16 pays nothing for it, fewer blocks do. What the middle stage moves is Z
-and W, 2 n r (b1 + b2) bytes of 16-bit numbers, from and to the L2 where it holds them.
+rho, [n, b1] x [b1, b2], stored at [n, b2, r]; stage three is W[k] U[k], with bias and epilogue. Z and W are rounded to
+the dtype of x. S is padded to 16 x 16 there: b1 = b2 = 16 pays nothing for it, fewer blocks do. What the middle stage
+moves is Z and W, 2 n r (b1 + b2) bytes of 16-bit numbers, from and to the L2 where it holds them.
 """
 
 from typing import NamedTuple

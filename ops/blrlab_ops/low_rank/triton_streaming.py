@@ -2,9 +2,9 @@
 
 Shapes: x [..., i], V [i, r], U [r, o], bias [o].
 
-Stage one cuts i into `parts` and stores the product of each, T [parts, n, r]; stage two sums the parts as it reads them,
-in a fixed order and without atomics. What must move is V and U, r (i + o) numbers; T is small and stays in the L2, where
-every program of stage two reads all of it. The launches overlap as in `monarch.triton_streaming`.
+Stage one cuts i into `parts` and stores the product of each, T [parts, n, r]; stage two sums the parts as it reads
+them, in a fixed order and without atomics. What must move is V and U, r (i + o) numbers; T is small and stays in the
+L2, where every program of stage two reads all of it. The launches overlap as in `monarch.triton_streaming`.
 """
 
 from torch import Tensor

@@ -2,15 +2,15 @@
 
 Shapes: x [..., b1 p], V [b1, b2, p, r'], U [b1, b2, r', q], bias [b2 q].
 
-A program owns BN tokens and BC columns of one output block k, and goes along the input once: for every chunk d of input
-block l, y += (x[l,d] V[l,k,d]) U[l,k], which is linear in the chunks, so that the loop has one body and every load of it
-can be on its way early. V[l,k,d] x is rounded to the dtype of x between the products. A rank that is no power of two is
-cut in two that are, 48 = 32 + 16, and one over 128 in chunks, for each of which x is read again.
+A program owns BN tokens and BC columns of one output block k, and goes along the input once: for every chunk d of
+input block l, y += (x[l,d] V[l,k,d]) U[l,k], which is linear in the chunks, so that the loop has one body and every
+load of it can be on its way early. V[l,k,d] x is rounded to the dtype of x between the products. A rank that is no
+power of two is cut in two that are, 48 = 32 + 16, and one over 128 in chunks, for each of which x is read again.
 
-Recomputed is the first product, q / BC times; the second is done once for every chunk. Read at the L2: x once for every
-tile of columns, V once for every tile of tokens and columns, U once for every tile of tokens and chunk. One launch and no
-intermediate make it the choice for small layers (GPT-2, ViT), where launches and waiting take most of the time; with many
-tokens the recomputation and the traffic at the L2 cost more than an intermediate.
+Recomputed is the first product, q / BC times; the second is done once for every chunk. Read at the L2: x once for
+every tile of columns, V once for every tile of tokens and columns, U once for every tile of tokens and chunk. One
+launch and no intermediate make it the choice for small layers (GPT-2, ViT), where launches and waiting take most of
+the time; with many tokens the recomputation and the traffic at the L2 cost more than an intermediate.
 """
 
 import itertools

@@ -1,9 +1,9 @@
-"""Monarch layer for a few tokens: two overlapping launches that read every weight once, nothing reduced between programs.
+"""Monarch layer for a few tokens: two overlapping launches that read every weight once, with no sum between programs.
 
 Shapes: x [..., b1 p], V [b1, b2, p, r'], U [b1, b2, r', q], bias [b2 q]; stages and layouts as in `triton_two_stage`.
 
-What must move is V and U, r' (b2 i + b1 o) numbers; T and y are small and stay in the L2. Stage two starts with stage one
-(compute capability 9 and up) and asks for U while V still comes, so that memory is never idle between them.
+What must move is V and U, r' (b2 i + b1 o) numbers; T and y are small and stay in the L2. Stage two starts with stage
+one (compute capability 9 and up) and asks for U while V still comes, so that memory is never idle between them.
 """
 
 from torch import Tensor

@@ -3,9 +3,9 @@
 Shapes: x [..., b1 p], V [b1, b2, p, r'], U [b1, b2, r', q], bias [b2 q].
 
 Stage one runs over input blocks, x[l] [n, p] @ V[l] [p, (b2 r')], and stores its columns (k, r') at T [b2, n, b1, r'].
-Stage two runs over output blocks, T[k] [n, (b1 r')] @ U[:, k] [(b1 r'), q], with bias and epilogue. T is accumulated in
-float32 and stored in the dtype of x: n b1 b2 r' numbers, written once and read q / BC times. Where launches can overlap,
-stage two starts with stage one and asks for its weights while it waits.
+Stage two runs over output blocks, T[k] [n, (b1 r')] @ U[:, k] [(b1 r'), q], with bias and epilogue. T is accumulated
+in float32 and stored in the dtype of x: n b1 b2 r' numbers, written once and read q / BC times. Where launches can
+overlap, stage two starts with stage one and asks for its weights while it waits.
 """
 
 from torch import Tensor

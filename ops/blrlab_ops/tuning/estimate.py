@@ -1,9 +1,9 @@
 """How long a launch is likely to take, from its tiles alone: good enough to leave most candidates unmeasured.
 
 A launch runs in waves of as many programs as fit the multiprocessors at once. A program starts, goes through the steps
-of its loop, each as long as its slowest part (bytes through the L2, operations on tensor or CUDA cores), and ends; loads
-are hidden behind each other as far as they are in flight. Bytes of weights come from DRAM once. Plain numbers: torch and
-Triton are not needed.
+of its loop, each as long as its slowest part (bytes through the L2, operations on tensor or CUDA cores), and ends;
+loads are hidden behind each other as far as they are in flight. Bytes of weights come from DRAM once. Plain numbers:
+torch and Triton are not needed.
 """
 
 import math

@@ -84,7 +84,8 @@ def tune(
     dense_us = _dense_us(setting)
     kept = {}
     for name in names:
-        if dispatch.why_not(case.format, name, device, dtype):
+        unsuited = None if impls else dispatch.unsuited(name, dispatch.Layer(*case[1:]))
+        if unsuited or dispatch.why_not(case.format, name, device, dtype):
             continue
         found = _of_triton(setting, name, measured) if dispatch.is_triton(name) else _of_library(setting, name)
         say(f"{name}: {found.us:.1f} us (dense {dense_us:.1f})" if found.reason is None else f"{name}: {found.reason}")
