@@ -26,7 +26,6 @@ BACKENDS = {
     "int8_weight_only": "int8 weights",
     "triton": "Triton",
     "triton_two_stage": "Triton two-stage",
-    "triton_three_stage": "Triton three-stage",
     "ref": "reference",
 }
 # Backends of a family read as the family and what follows.

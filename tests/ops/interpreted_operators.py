@@ -8,77 +8,100 @@ import torch
 from blrlab_ops import dispatch, testing
 from blrlab_ops.testing import Case
 
-IMPL = "triton_two_stage"
-LAYERS = (
-    Case("low_rank", 63, 30, 42, (1, 1), 5),
-    Case("monarch", 63, 30, 42, (3, 2), 5),
-    Case("blast", 63, 30, 42, (3, 2), 7),
-)
-each_layer = pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.format)
+LAYERS = {
+    "low_rank": Case("low_rank", 63, 30, 42, (1, 1), 5),
+    "monarch": Case("monarch", 63, 30, 42, (3, 2), 5),
+    "blast": Case("blast", 63, 30, 42, (3, 2), 7),
+}
+KERNELS = [(format, impl) for format in LAYERS for impl in dispatch.impls(format) if dispatch.is_triton(impl)]
+FAR_ROWS, FAR_STRIDE = 131, 2**24  # offsets inside a tile, of 128 rows at most, are of 32 bits
+each_kernel = pytest.mark.parametrize(("format", "impl"), KERNELS)
 
 
-def _operator(format: str):
-    return importlib.import_module(f"blrlab_ops.{format}.{IMPL}")._two_stage
+def _operator(format: str, impl: str):
+    return importlib.import_module(f"blrlab_ops.{format}.{impl}").linear.operator
 
 
-@each_layer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_gradients_are_within_their_budgets(layer, dtype):
-    x, factors, bias = testing.random_operands(layer, dtype=dtype)
-    verdicts = testing.check_gradients(IMPL, x, factors, bias)
+@each_kernel
+@pytest.mark.parametrize("tokens", [63, 1, 0])
+def test_gradients_are_within_their_budgets(format, impl, tokens):
+    x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=tokens))
+    verdicts = testing.check_gradients(impl, x, factors, bias)
     assert all(verdict.passed for verdict in verdicts.values()), verdicts
 
 
-@each_layer
-def test_without_tokens_gradients_are_zero(layer):
-    x, factors, bias = testing.random_operands(layer._replace(tokens=0))
-    verdicts = testing.check_gradients(IMPL, x, factors, bias)
+@each_kernel
+def test_gradients_in_float16_are_within_their_budgets(format, impl):
+    verdicts = testing.check_gradients(impl, *testing.random_operands(LAYERS[format], dtype=torch.float16))
     assert all(verdict.passed for verdict in verdicts.values()), verdicts
 
 
-@each_layer
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_opcheck(layer, with_bias):
-    x, factors, bias = testing.random_operands(layer)
-    tensors = [tensor.requires_grad_() for tensor in (x, *factors.values(), bias)]
-    torch.library.opcheck(_operator(layer.format), (*tensors[:-1], tensors[-1] if with_bias else None))
+@each_kernel
+@pytest.mark.parametrize("tokens", [63, 1])
+def test_opcheck(format, impl, tokens):
+    x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=tokens))
+    tensors = [tensor.requires_grad_() for tensor in (x, *factors.values())]
+    torch.library.opcheck(_operator(format, impl), (*tensors, bias.requires_grad_(), None, None, ""))
 
 
-@each_layer
-def test_compiles_as_one_graph(layer):
-    x, factors, bias = testing.random_operands(layer)
+@each_kernel
+def test_opcheck_of_an_epilogue(format, impl):
+    """Without gradients, which a fused epilogue has none of, and without a bias."""
+    x, factors, _ = testing.random_operands(LAYERS[format])
+    multiply, residual = torch.randn(2, 63, 42)
+    torch.library.opcheck(_operator(format, impl), (x, *factors.values(), None, multiply, residual, "gelu"))
+
+
+@each_kernel
+def test_compiles_as_one_graph(format, impl):
+    x, factors, bias = testing.random_operands(LAYERS[format])
     operands = [tensor.requires_grad_() for tensor in (x, *factors.values(), bias)]
     torch.compiler.reset()
     compiled = torch.compile(blrlab_ops.linear, fullgraph=True, backend="aot_eager")
-    y, expected = compiled(x, factors, bias, impl=IMPL), blrlab_ops.linear(x, factors, bias, impl="ref")
+    y, expected = compiled(x, factors, bias, impl=impl), blrlab_ops.linear(x, factors, bias, impl="ref")
     torch.testing.assert_close(y, expected)
     grad = torch.randn_like(y)
     for ours, theirs in zip(*(torch.autograd.grad(out, operands, grad) for out in (y, expected)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@each_layer
-def test_any_strides_leading_shape_and_no_bias(layer):
-    x, factors, bias = testing.random_operands(layer)
+@each_kernel
+@pytest.mark.parametrize("records", [False, True])
+def test_an_epilogue_compiles_into_the_same_graph(format, impl, records):
+    x, factors, bias = testing.random_operands(LAYERS[format])
+    multiply, residual = torch.randn(2, 63, 42)
+    follows = {"activation": "silu", "multiply": multiply, "residual": residual}
+    x.requires_grad_(records)
+    torch.compiler.reset()
+    compiled = torch.compile(blrlab_ops.linear, fullgraph=True, backend="aot_eager")
+    y = compiled(x, factors, bias, **follows, impl=impl)
+    assert y.requires_grad == records
+    torch.testing.assert_close(y, blrlab_ops.linear(x, factors, bias, **follows, impl="ref"))
+
+
+@each_kernel
+def test_any_strides_leading_shape_and_no_bias(format, impl):
+    x, factors, bias = testing.random_operands(LAYERS[format])
     expected = blrlab_ops.linear(x, factors, impl="ref")
     turned = {name: factor.mT.contiguous().mT for name, factor in factors.items()}
     spread = torch.stack([x, x], dim=-1)[..., 0]  # [n, i] of column stride 2
     sparse_bias = torch.stack([bias, bias], dim=-1)[:, 0]
     for strided in (spread, x.mT.contiguous().mT):
-        torch.testing.assert_close(blrlab_ops.linear(strided, turned, impl=IMPL), expected)
-        biased = blrlab_ops.linear(strided.reshape(7, 9, 30), turned, sparse_bias, impl=IMPL)
+        torch.testing.assert_close(blrlab_ops.linear(strided, turned, impl=impl), expected)
+        biased = blrlab_ops.linear(strided.reshape(7, 9, 30), turned, sparse_bias, impl=impl)
         torch.testing.assert_close(biased, (expected + bias).reshape(7, 9, 42))
-    torch.testing.assert_close(blrlab_ops.linear(x[0], factors, impl=IMPL), expected[0])
-    assert blrlab_ops.linear(x[:0].reshape(2, 0, 30), factors, impl=IMPL).shape == (2, 0, 42)
+    torch.testing.assert_close(blrlab_ops.linear(x[0], factors, impl=impl), expected[0])
+    torch.testing.assert_close(blrlab_ops.linear(spread[0], turned, sparse_bias, impl=impl), expected[0] + bias)
+    assert blrlab_ops.linear(x[:0].reshape(2, 0, 30), factors, impl=impl).shape == (2, 0, 42)
 
 
-@each_layer
-def test_packed_factors_give_the_same(layer):
-    x, factors, bias = testing.random_operands(layer)
-    for impl in (IMPL, "torch_bmm"):
-        packed = blrlab_ops.pack(factors, impl=impl)
-        y = blrlab_ops.linear(x, packed, bias, impl=IMPL)
-        torch.testing.assert_close(y, blrlab_ops.linear(x, factors, bias, impl="ref"))
+@each_kernel
+def test_packed_factors_give_the_same(format, impl):
+    x, factors, bias = testing.random_operands(LAYERS[format])
+    expected = blrlab_ops.linear(x, factors, bias, impl="ref")
+    for packer in (impl, "torch_bmm"):
+        packed = blrlab_ops.pack(factors, impl=packer)
+        torch.testing.assert_close(blrlab_ops.linear(x, packed, bias, impl=impl), expected)
 
 
 @pytest.mark.parametrize(
@@ -87,30 +110,44 @@ def test_packed_factors_give_the_same(layer):
         Case("low_rank", 70, 70, 150, (1, 1), 65),
         Case("monarch", 70, 140, 300, (2, 2), 70),
         Case("blast", 70, 140, 300, (2, 2), 70),
-        Case("blast", 40, 35, 36, (5, 18), 33),
+        Case("blast", 40, 65, 90, (13, 18), 33),
     ],
     ids=lambda layer: f"{layer.format}-{layer.blocks[1]}",
 )
 def test_the_tiles_of_a_gpu(layer, monkeypatch):
-    for name in ("blrlab_ops.triton_product", f"blrlab_ops.blast.{IMPL}"):
-        monkeypatch.setattr(importlib.import_module(name), "INTERPRETED", False)
+    """Of the implementations whose own rules ask for other tiles when they are interpreted."""
+    for name in ("triton_product", "blast.triton_two_stage", "blast.triton_three_stage"):
+        monkeypatch.setattr(importlib.import_module(f"blrlab_ops.{name}"), "INTERPRETED", False)
     x, factors, bias = testing.random_operands(layer)
-    verdict = testing.check(IMPL, x, factors, bias)
-    assert verdict.passed, verdict
+    for impl in dispatch.impls(layer.format):
+        if impl in ("triton_two_stage", "triton_three_stage"):
+            verdict = testing.check(impl, x, factors, bias)
+            assert verdict.passed, (impl, verdict)
 
 
-@each_layer
-def test_rows_beyond_2_to_the_31_elements(layer):
-    x, factors, bias = testing.random_operands(layer._replace(tokens=3), dtype=torch.float16)
-    far = torch.empty(2**31 + 30, dtype=torch.float16).as_strided((3, 30), (2**30, 1))  # untouched pages cost nothing
+@each_kernel
+def test_rows_beyond_2_to_the_31_elements(format, impl):
+    x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=FAR_ROWS), dtype=torch.float16)
+    memory = torch.empty(FAR_ROWS * FAR_STRIDE, dtype=torch.float16)  # untouched pages cost nothing
+    assert memory.numel() > 2**31 + FAR_STRIDE
+    far = memory.as_strided((FAR_ROWS, 30), (FAR_STRIDE, 1))
     far.copy_(x)
-    y = blrlab_ops.linear(far, factors, bias, impl=IMPL)
-    assert torch.equal(y, blrlab_ops.linear(x, factors, bias, impl=IMPL))
+    y = blrlab_ops.linear(far, factors, bias, impl=impl)
+    assert torch.equal(y, blrlab_ops.linear(x, factors, bias, impl=impl))
 
 
-def test_the_interpreter_is_never_chosen_and_refuses_bfloat16():
-    for format in ("low_rank", "monarch", "blast"):
-        for device in ("cpu", "cuda"):
-            assert dispatch.choose(format, None, device, torch.float32) == "torch_bmm"
-        assert blrlab_ops.why_not(format, IMPL, "cpu", torch.float16) is None
-        assert "bfloat16" in blrlab_ops.why_not(format, IMPL, "cpu", torch.bfloat16)
+@each_kernel
+@pytest.mark.parametrize("tokens", [63, 1])
+def test_two_runs_agree_bit_for_bit(format, impl, tokens):
+    x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=tokens))
+    first = blrlab_ops.linear(x, factors, bias, impl=impl)
+    assert torch.equal(blrlab_ops.linear(x, factors, bias, impl=impl), first)
+
+
+@pytest.mark.parametrize("format", LAYERS)
+def test_the_interpreter_is_never_chosen_and_refuses_bfloat16(format):
+    for device in ("cpu", "cuda"):
+        assert dispatch.choose(format, None, device, torch.float32) == "torch_bmm"
+    for impl in filter(dispatch.is_triton, dispatch.impls(format)):
+        assert blrlab_ops.why_not(format, impl, "cpu", torch.float16) is None
+        assert "bfloat16" in blrlab_ops.why_not(format, impl, "cpu", torch.bfloat16)

@@ -119,6 +119,7 @@ def test_torch_without_triton_runs_ref_and_torch_bmm(run_child):
 def a_card(monkeypatch, tmp_path):
     """Let dispatch believe in an H100 on which everything runs, with an empty folder of tuned layers."""
     monkeypatch.setenv("BLRLAB_OPS_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning.store, "DEFAULTS", tmp_path / "none")
     tuning.refresh()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "NVIDIA H100 80GB HBM3")
@@ -217,3 +218,13 @@ def test_what_is_not_worth_a_measurement_says_why():
     assert dispatch.unsuited("triton_late_mixing", LAYER._replace(tokens=17, blocks=(6, 6))) is None
     assert "small layers" in dispatch.unsuited("triton_fused", LAYER._replace(tokens=1024))
     assert dispatch.unsuited("torch_bmm", LAYER._replace(tokens=10**6)) is None
+
+
+def test_committed_configurations_are_found(a_card, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: a_card)
+    monkeypatch.setattr(tuning.store, "triton_version", lambda: "3.6.0")
+    tuning.refresh()
+    found = dispatch.measured("monarch", "cuda", "torch.bfloat16", LAYER._replace(tokens=1))
+    assert "triton_streaming" in {entry.impl for entry in found}
