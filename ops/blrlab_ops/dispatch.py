@@ -165,7 +165,7 @@ class Best(NamedTuple):
 def best(format: str, device: torch.device | str, dtype: torch.dtype | str, sizes: Layer | None = None) -> Best:
     """Return what `impl=None` takes, and why."""
     device, dtype = str(device), str(dtype)
-    able = [impl for impl in impls(format) if impl != "ref" and _runs_natively(format, impl, device, dtype)]
+    able = [impl for impl in impls(format) if impl != "ref" and runs_natively(format, impl, device, dtype)]
     if not able:
         return Best("ref", f"nothing else runs {dtype.removeprefix('torch.')} on {device}")
     found = tuple(entry for entry in measured(format, device, dtype, sizes) if entry.impl in able)
@@ -213,7 +213,8 @@ def unsuited(impl: str, sizes: Layer) -> str | None:
     return None
 
 
-def _runs_natively(format: str, impl: str, device: str, dtype: str) -> bool:
+def runs_natively(format: str, impl: str, device: str, dtype: str) -> bool:
+    """Say whether an implementation can run, and not only in Triton's interpreter."""
     natively = not is_triton(impl) or (device.startswith("cuda") and not _interprets())
     return natively and why_not(format, impl, device, dtype) is None
 

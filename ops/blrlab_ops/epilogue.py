@@ -68,8 +68,8 @@ def check(format: str, epilogue: Epilogue, shape: tuple[int, ...], x: Tensor) ->
 def apply(y: Tensor, epilogue: Epilogue) -> Tensor:
     """Do by PyTorch what follows a product: y [..., o] is x W + bias.
 
-    >>> apply(torch.tensor([-1.0, 2.0]), Epilogue("silu", residual=torch.ones(2))).tolist()
-    [0.7310585975646973, 2.7615942955017090]
+    >>> apply(torch.tensor([0.0, 2.0]), Epilogue("silu", residual=torch.ones(2)))
+    tensor([1.0000, 2.7616])
     """
     if epilogue.activation == "silu":
         y = functional.silu(y)

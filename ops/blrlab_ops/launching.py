@@ -67,7 +67,7 @@ def compile_for(launch: Launch, capability: int) -> int:
 
 
 def _type_of(value: Any) -> str:
-    names = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+    names = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int8: "*i8"}
     if isinstance(value, Tensor):
         return names[value.dtype]
     if value is None or value == 1:

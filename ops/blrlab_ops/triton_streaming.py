@@ -21,6 +21,8 @@ from .launching import Launch
 from .triton_parts import begin, finish, prefetch, wait
 from .triton_product import LINE_BYTES, ceil_div, grouped, power_of_two, strides
 
+Scales = tuple[Tensor | None, Tensor | None]  # of the columns of int8 factors V and U
+
 
 class Tiles(NamedTuple):
     """What one program of a streaming product computes.
@@ -63,6 +65,7 @@ def stream_kernel(
     left,
     scale,
     right,
+    right_scale,
     out,
     bias,
     multiply,
@@ -80,6 +83,8 @@ def stream_kernel(
     right_depth,
     right_group,
     right_column,
+    right_scale_batch,
+    right_scale_column,
     out_batch,
     out_row,
     out_group,
@@ -150,6 +155,7 @@ def stream_kernel(
             sums = tl.sum(products, axis=0)
         total = sums[None, :]  # [1, BC]
     else:  # x [BN, BD]
+        kind: tl.constexpr = out.dtype.element_ty
         total = tl.zeros((BN, BC), dtype=tl.float32)
         left_rows = left + rows[:, None] * left_row
         if ONCE:
@@ -158,7 +164,7 @@ def stream_kernel(
             ranks_mask = inside[None, :]
             left_tile = left_rows + depth[None, :] * left_depth
             x = summed(left_tile, mask, left_part, scale, offsets, ranks_mask, scale_part, PARTS)
-            total = tl.dot(x.to(right.dtype.element_ty), weights, total, input_precision="ieee")
+            total = tl.dot(x.to(kind), weights.to(kind), total, input_precision="ieee")
         else:
             for step in tl.range(0, DEPTH, BD, num_stages=STAGES):
                 at = step + depth
@@ -169,9 +175,12 @@ def stream_kernel(
                 ranks_mask = within[None, :]
                 left_tile = left_rows + at[None, :] * left_depth
                 x = summed(left_tile, mask, left_part, scale, offsets, ranks_mask, scale_part, PARTS)
-                total = tl.dot(x.to(right.dtype.element_ty), weights, total, input_precision="ieee")
+                total = tl.dot(x.to(kind), weights.to(kind), total, input_precision="ieee")
                 right_tile += BD * right_depth
 
+    if right_scale is not None:
+        column_scale = right_scale + batch * right_scale_batch + columns * right_scale_column
+        total *= tl.load(column_scale, mask=columns_mask, other=0.0).to(tl.float32)[None, :]
     offsets = (
         batch * out_batch
         + first_row.to(tl.int64) * out_row
@@ -193,6 +202,7 @@ def stream(
     size: Tiles | None = None,
     *,
     scale: Tensor | None = None,
+    right_scale: Tensor | None = None,
     signal: bool = False,
     wait: bool = False,
 ) -> Launch:
@@ -206,19 +216,22 @@ def stream(
       epilogue: what follows; its operands lie in memory as `out` does.
       size: the tiles; None: by fixed rules.
       scale: [parts, b, depth], or None for 1.
+      right_scale: [b, columns], by which the columns of an int8 `right` are multiplied, or None for 1.
       signal: lets the next launch start early.
       wait: starts early itself, and waits before it reads `left`.
     """
     parts, batches, tokens, depth = left.shape
     right = grouped(right)
     columns = right.shape[2] * right.shape[3]
-    size = size or tiles(batches, tokens, columns, depth, left.element_size(), parts)
-    arguments = {"left": left, "scale": scale, "right": right, "out": out, "bias": bias}
+    size = size or tiles(batches, tokens, columns, depth, right.element_size(), parts)
+    arguments = {"left": left, "scale": scale, "right": right, "right_scale": right_scale, "out": out, "bias": bias}
     arguments |= {"multiply": epilogue.multiply, "residual": epilogue.residual, "tokens": tokens, "batches": batches}
     arguments |= strides("left", ("part", "batch", "row", "depth"), left)
     no_scale = dict.fromkeys(("scale_part", "scale_batch", "scale_depth"), 0)
     arguments |= no_scale if scale is None else strides("scale", ("part", "batch", "depth"), scale)
     arguments |= strides("right", ("batch", "depth", "group", "column"), right)
+    unscaled = {"right_scale_batch": 0, "right_scale_column": 0}
+    arguments |= unscaled if right_scale is None else strides("right_scale", ("batch", "column"), right_scale)
     arguments |= strides("out", ("batch", "row", "group", "column"), out)
     no_bias = {"bias_batch": 0, "bias_column": 0}
     arguments |= no_bias if bias is None else strides("bias", ("batch", "column"), bias)
@@ -231,7 +244,7 @@ def stream(
         "WAIT": wait,
         "PREFETCH": wait and size.prefetch and right.shape[2] == 1 == right.stride(3),
     }
-    constants["LINE"] = min(size.columns, LINE_BYTES // left.element_size())
+    constants["LINE"] = min(size.columns, LINE_BYTES // right.element_size())
     programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
     return Launch(stream_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
 

@@ -45,13 +45,20 @@ def launches(
 
 
 def second(
-    Z: Tensor, S: Tensor, U: Tensor, bias: Tensor | None, y: Tensor, epilogue: Epilogue, config: Config
+    Z: Tensor,
+    S: Tensor,
+    U: Tensor,
+    bias: Tensor | None,
+    y: Tensor,
+    epilogue: Epilogue,
+    config: Config,
+    U_scale: Tensor | None = None,
 ) -> Launch:
     """Describe the launch that mixes Z [b1, n, r] and fills y [n, o]."""
     mixed = Z[:, None].expand(-1, U.shape[0], -1, -1)  # [b1, b2, n, r]
     size, early = configs.size(config, "second", triton_streaming.Tiles), launching.overlaps(Z.device)
     bias_blocks = bias_of_blocks(bias, U)
-    return stream(mixed, U, blocks_of(y, U), bias_blocks, epilogue, size, scale=S, wait=early)
+    return stream(mixed, U, blocks_of(y, U), bias_blocks, epilogue, size, scale=S, right_scale=U_scale, wait=early)
 
 
 def candidates(x: Tensor, V: Tensor, S: Tensor, U: Tensor) -> dict[str, list]:

@@ -15,7 +15,7 @@ from blrlab_ops.configs import Config
 from blrlab_ops.custom_ops import operator
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
-from blrlab_ops.triton_streaming import Tiles, stream
+from blrlab_ops.triton_streaming import Scales, Tiles, stream
 
 from .torch_bmm import gradients
 from .triton_late_mixing import second
@@ -34,19 +34,24 @@ def launches(
     y: Tensor,
     epilogue: Epilogue = NOTHING,
     config: Config | None = None,
+    scales: Scales = (None, None),
 ) -> list[Launch]:
-    """Describe the two launches that fill y [n, o] from x [n, i]."""
+    """Describe the two launches that fill y [n, o] from x [n, i]; scales [b1, r], [b2, q] are of int8 factors."""
     b1, p, rank = V.shape
     found = tuned("triton_streaming", x, V, U) if config is None else config
     tokens, early = x.shape[0], launching.overlaps(x.device)
     Z = x.new_empty(tokens, b1, rank)
     x_blocks, Z_blocks = x.unflatten(1, (b1, p)).transpose(0, 1)[None], Z.transpose(0, 1)  # [1, b1, n, p], [b1, n, r]
-    first = stream(x_blocks, V, Z_blocks[:, :, None], size=configs.size(found, "first", Tiles), signal=early)
+    first = stream(
+        x_blocks, V, Z_blocks[:, :, None], size=configs.size(found, "first", Tiles), right_scale=scales[0], signal=early
+    )
     if tokens <= 1:
-        return [first, second(Z_blocks, S, U, bias, y, epilogue, found)]
+        return [first, second(Z_blocks, S, U, bias, y, epilogue, found, scales[1])]
     W = x.new_empty(tokens, U.shape[0], rank)
     blocks, size = W.transpose(0, 1)[None], configs.size(found, "second", Tiles)  # [1, b2, n, r]
-    last = stream(blocks, U, blocks_of(y, U), bias_of_blocks(bias, U), epilogue, size, wait=early)
+    last = stream(
+        blocks, U, blocks_of(y, U), bias_of_blocks(bias, U), epilogue, size, right_scale=scales[1], wait=early
+    )
     return [first, mix(Z, S, W, configs.size(found, "middle", MixTiles), early), last]
 
 

@@ -14,7 +14,7 @@ from blrlab_ops.configs import Config
 from blrlab_ops.custom_ops import operator
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
-from blrlab_ops.triton_streaming import Tiles, stream, sum_parts
+from blrlab_ops.triton_streaming import Scales, Tiles, stream, sum_parts
 
 from .torch_bmm import gradients, pack
 from .triton_two_stage import tuned
@@ -30,20 +30,28 @@ def launches(
     y: Tensor,
     epilogue: Epilogue = NOTHING,
     config: Config | None = None,
+    scales: Scales = (None, None),
 ) -> list[Launch]:
-    """Describe the two launches that fill y [n, o] from x [n, i]."""
+    """Describe the launches that fill y [n, o] from x [n, i]; scales [1, r], [1, o] are of int8 factors."""
     early, rank = launching.overlaps(x.device), V.shape[1]
     found = tuned("triton_streaming", x, V, U) if config is None else config
     parts = parts_of(V.shape[0], found.get("parts", {}).get("most", 8))
     T = x.new_empty(parts, x.shape[0], rank)
     x_parts = x.unflatten(1, (parts, -1)).transpose(0, 1)[None]  # [1, parts, n, i / parts]
     V_parts = V.unflatten(0, (parts, -1))
-    first = stream(x_parts, V_parts, T[:, :, None], size=configs.size(found, "first", Tiles), signal=early)
+    size, scale = configs.size(found, "first", Tiles), scales[0]
+    V_scale = None if scale is None else scale.expand(parts, -1)
+    first = stream(x_parts, V_parts, T[:, :, None], size=size, right_scale=V_scale, signal=early)
     bias_row, size = None if bias is None else bias[None], configs.size(found, "second", Tiles)
     if x.shape[0] <= 1 or parts == 1:
-        return [first, stream(T[:, None], U[None], y[None, :, None], bias_row, epilogue, size, wait=early)]
+        return [
+            first,
+            stream(T[:, None], U[None], y[None, :, None], bias_row, epilogue, size, right_scale=scales[1], wait=early),
+        ]
     summed = x.new_empty(x.shape[0], rank)
-    last = stream(summed[None, None], U[None], y[None, :, None], bias_row, epilogue, size, wait=early)
+    last = stream(
+        summed[None, None], U[None], y[None, :, None], bias_row, epilogue, size, right_scale=scales[1], wait=early
+    )
     return [first, sum_parts(T, summed, early), last]
 
 

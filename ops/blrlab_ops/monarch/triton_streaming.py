@@ -13,7 +13,7 @@ from blrlab_ops.configs import Config
 from blrlab_ops.custom_ops import operator
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
-from blrlab_ops.triton_streaming import Tiles, stream
+from blrlab_ops.triton_streaming import Scales, Tiles, stream
 
 from .torch_bmm import gradients
 from .triton_two_stage import bias_of_blocks, first_factor, pack, second_factor, tuned
@@ -29,18 +29,21 @@ def launches(
     y: Tensor,
     epilogue: Epilogue = NOTHING,
     config: Config | None = None,
+    scales: Scales = (None, None),
 ) -> list[Launch]:
-    """Describe the two launches that fill y [n, o] from x [n, i]."""
+    """Describe the two launches that fill y [n, o] from x [n, i]; scales [b1, b2 r'], [b2, q] are of int8 factors."""
     b1, b2, p, rank = V.shape
     tokens, q, early = x.shape[0], U.shape[3], launching.overlaps(x.device)
     found = tuned("triton_streaming", x, V, U) if config is None else config
     T = x.new_empty(b2, tokens, b1, rank)
     x_blocks = x.unflatten(1, (b1, p)).transpose(0, 1)[None]  # [1, b1, n, p]
     size = configs.size(found, "first", Tiles)
-    first = stream(x_blocks, first_factor(V), T.permute(2, 1, 0, 3), size=size, signal=early)
+    first = stream(x_blocks, first_factor(V), T.permute(2, 1, 0, 3), size=size, right_scale=scales[0], signal=early)
     y_blocks, bias_blocks = y.view(tokens, b2, 1, q).transpose(0, 1), bias_of_blocks(bias, b2)
     size = configs.size(found, "second", Tiles)
-    return [first, stream(T.flatten(2)[None], second_factor(U), y_blocks, bias_blocks, epilogue, size, wait=early)]
+    blocks, U_blocks = T.flatten(2)[None], second_factor(U)  # [1, b2, n, b1 r'], [b2, b1 r', q]
+    last = stream(blocks, U_blocks, y_blocks, bias_blocks, epilogue, size, right_scale=scales[1], wait=early)
+    return [first, last]
 
 
 def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:
