@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", default="", help="a layer of your own, in x out, such as 4096x11008")
     parser.add_argument("--blocks", default="", help="of --shape: b, or b1xb2; default: 16")
     parser.add_argument("--rank", type=int, default=0, help="of --shape: r (monarch: b r'); default: half the weights")
+    parser.add_argument("--tune", action="store_true", help="tune own kernels first that are not, seconds for each")
     parser.add_argument("--seconds", type=float, default=0.1, help="of measuring, for each contender; default: 0.1")
     parser.add_argument("--device", default="", help="default: the first CUDA GPU, else the CPU")
     parser.add_argument("--paper", type=Path, help="a clone of the source paper's repository, for its own kernels")
@@ -85,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
     impls, where = backends.chosen(options.impl, options.paper), flags.device(options.device)
     groups = _groups(options, "float32" if where == "cpu" else "bfloat16")
     out = flags.records_file(options.out, Path("runs") / time.strftime("layers-%Y%m%d-%H%M%S") / "records.jsonl")
-    how = runner.settings(impls, options.seconds, card.here(groups[0].dtype, where), options.paper)
+    how = runner.settings(impls, options.seconds, card.here(groups[0].dtype, where), options.paper, options.tune)
     return runner.run(groups, how, Results(out, options.fresh), options.workers)
 
 

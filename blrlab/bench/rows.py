@@ -31,6 +31,7 @@ class Settings:
       card: the device at hand and its ceilings.
       machine: the fields every row carries: device, versions, driver, commit, time.
       clone: of the source paper's repository, or None.
+      tune: whether own kernels that are not tuned for a layer on this GPU are, before they are timed.
     """
 
     impls: Sequence[str]
@@ -38,6 +39,7 @@ class Settings:
     card: Card
     machine: Row
     clone: Path | None = None
+    tune: bool = False
 
 
 def start(group: Group, case: Case, impl: str, settings: Settings) -> Row:

@@ -16,10 +16,12 @@ from blrlab.bench.rows import Row, Settings, line
 MACHINE = ("device", "torch", "triton", "jax", "driver", "commit", "time")
 
 
-def settings(impls: Sequence[str], seconds: float, card: Card, clone: Path | None = None) -> Settings:
+def settings(
+    impls: Sequence[str], seconds: float, card: Card, clone: Path | None = None, tune: bool = False
+) -> Settings:
     """Return how to benchmark on a device, with what its rows say of the machine."""
     here = environment.describe(card.measured.name, "gpu" if card.is_gpu else "cpu")
-    return Settings(impls, seconds, card, {name: here[name] for name in MACHINE}, clone)
+    return Settings(impls, seconds, card, {name: here[name] for name in MACHINE}, clone, tune)
 
 
 def run(groups: Sequence[Group], how: Settings, results: Results, workers: int = 0) -> int:

@@ -126,6 +126,8 @@ def _verified(entry: _Entry, settings: Settings) -> _Entry:
         return entry
     try:
         started = time.perf_counter()
+        if entry.backend.own and settings.card.is_gpu:
+            _tuned(entry, settings)
         call = entry.backend.make(each, each.kernel)
         with torch.no_grad():
             call()
@@ -149,6 +151,21 @@ def _verified(entry: _Entry, settings: Settings) -> _Entry:
         assert isinstance(each.kernel, Tensor)
         row["quantisation_error"] = backends.quantisation_error(each.kernel)
     return entry
+
+
+def _tuned(entry: _Entry, settings: Settings) -> None:
+    """Tune an own kernel where that is asked for, or note that it runs with tile sizes by rule."""
+    from blrlab_ops import tune, tuning
+    from blrlab_ops.tuning import search
+
+    each, impl = entry.problem, entry.backend.name
+    name = torch.cuda.get_device_name(settings.card.device)
+    if impl in tuning.lookup(name, tune.key(each.case, each.dtype)):
+        return
+    if settings.tune:
+        search.tune(each.case, each.x.dtype, str(settings.card.device), [impl])
+    else:
+        entry.row["note"] = "tile sizes by rule, not tuned"
 
 
 def _sizes(each: Problem) -> list[int]:
@@ -203,8 +220,7 @@ def _time_in_turn(entries: Sequence[_Entry], settings: Settings) -> None:
         try:
             _extra_columns(entry, calls, settings)
         except Exception as error:
-            said = f"no warm or launch time: {first_line(error)}"
-            entry.row["note"] = "; ".join(filter(None, (entry.row.get("note"), said)))
+            _note(entry.row, f"no warm or launch time: {first_line(error)}")
 
 
 def _extra_columns(entry: _Entry, calls: list[timing.Call], settings: Settings) -> None:
@@ -236,7 +252,11 @@ def _profile(entries: Sequence[_Entry], settings: Settings) -> None:
 def _fill(entry: _Entry, times: timing.Times, method: str, clocks: Mapping[str, float | None]) -> None:
     entry.row |= {**times._asdict(), "method": method, **clocks}
     if times.p50 < entry.row["bound_us"]:
-        entry.row["note"] = "faster than its bound: the bound or the clock is wrong"
+        _note(entry.row, "faster than its bound: the bound or the clock is wrong")
+
+
+def _note(row: Row, said: str) -> None:
+    row["note"] = "; ".join(filter(None, (row.get("note"), said)))
 
 
 def _calls(entry: _Entry, settings: Settings) -> list[timing.Call]:

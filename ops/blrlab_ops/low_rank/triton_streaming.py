@@ -35,7 +35,7 @@ def launches(
     """Describe the launches that fill y [n, o] from x [n, i]; scales [1, r], [1, o] are of int8 factors."""
     early, rank = launching.overlaps(x.device), V.shape[1]
     found = tuned("triton_streaming", x, V, U) if config is None else config
-    parts = parts_of(V.shape[0], found.get("parts", {}).get("most", 8))
+    parts = parts_of(V.shape[0])
     T = x.new_empty(parts, x.shape[0], rank)
     x_parts = x.unflatten(1, (parts, -1)).transpose(0, 1)[None]  # [1, parts, n, i / parts]
     V_parts = V.unflatten(0, (parts, -1))
