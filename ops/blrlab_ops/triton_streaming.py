@@ -260,11 +260,12 @@ def tiles(batches: int, tokens: int, columns: int, depth: int, itemsize: int, pa
         width //= 2
     width = max(16, width)
     alone = tokens == 1
-    stages = 4 if alone or parts == 1 else 1  # the parts of a tile of several tokens are not kept in shared memory
+    # the parts of a tile of several tokens are not kept in shared memory, and those of one token as few as may be
+    stages = 4 if parts == 1 else 2 if alone else 1
     rows = 1 if alone else min(64, max(16, power_of_two(tokens)))
     deepest = max(32, 2**14 // (width * itemsize) // (2 if rows > 16 else 1) // (2 if rows > 32 else 1))
     step = min(deepest, max(16, power_of_two(depth)))
-    return Tiles(width, step, rows, warps=4, stages=stages, vector=alone, prefetch=True)
+    return Tiles(width, step, rows, warps=4, stages=stages, vector=alone)
 
 
 def candidates(tokens: int, columns: int, depth: int, itemsize: int, parts: int = 1) -> list[Tiles]:
