@@ -9,9 +9,9 @@ from blrlab_ops import dispatch, testing
 from blrlab_ops.testing import Case
 
 LAYERS = {
-    "low_rank": Case("low_rank", 63, 30, 42, (1, 1), 5),
-    "monarch": Case("monarch", 63, 30, 42, (3, 2), 5),
-    "blast": Case("blast", 63, 30, 42, (3, 2), 7),
+    "low_rank": Case("low_rank", 21, 30, 42, (1, 1), 5),
+    "monarch": Case("monarch", 21, 30, 42, (3, 2), 5),
+    "blast": Case("blast", 21, 30, 42, (3, 2), 7),
 }
 KERNELS = [(format, impl) for format in LAYERS for impl in dispatch.impls(format) if dispatch.is_triton(impl)]
 FAR_ROWS, FAR_STRIDE = 131, 2**24  # offsets inside a tile, of 128 rows at most, are of 32 bits
@@ -23,7 +23,7 @@ def _operator(format: str, impl: str):
 
 
 @each_kernel
-@pytest.mark.parametrize("tokens", [63, 1, 0])
+@pytest.mark.parametrize("tokens", [21, 1, 0])
 def test_gradients_are_within_their_budgets(format, impl, tokens):
     x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=tokens))
     verdicts = testing.check_gradients(impl, x, factors, bias)
@@ -37,9 +37,8 @@ def test_gradients_in_float16_are_within_their_budgets(format, impl):
 
 
 @each_kernel
-@pytest.mark.parametrize("tokens", [63, 1])
-def test_opcheck(format, impl, tokens):
-    x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=tokens))
+def test_opcheck(format, impl):
+    x, factors, bias = testing.random_operands(LAYERS[format])
     tensors = [tensor.requires_grad_() for tensor in (x, *factors.values())]
     torch.library.opcheck(_operator(format, impl), (*tensors, bias.requires_grad_(), None, None, ""))
 
@@ -48,35 +47,29 @@ def test_opcheck(format, impl, tokens):
 def test_opcheck_of_an_epilogue(format, impl):
     """Without gradients, which a fused epilogue has none of, and without a bias."""
     x, factors, _ = testing.random_operands(LAYERS[format])
-    multiply, residual = torch.randn(2, 63, 42)
-    torch.library.opcheck(_operator(format, impl), (x, *factors.values(), None, multiply, residual, "gelu"))
-
-
-@each_kernel
-def test_compiles_as_one_graph(format, impl):
-    x, factors, bias = testing.random_operands(LAYERS[format])
-    operands = [tensor.requires_grad_() for tensor in (x, *factors.values(), bias)]
-    torch.compiler.reset()
-    compiled = torch.compile(blrlab_ops.linear, fullgraph=True, backend="aot_eager")
-    y, expected = compiled(x, factors, bias, impl=impl), blrlab_ops.linear(x, factors, bias, impl="ref")
-    torch.testing.assert_close(y, expected)
-    grad = torch.randn_like(y)
-    for ours, theirs in zip(*(torch.autograd.grad(out, operands, grad) for out in (y, expected)), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    multiply, residual = torch.randn(2, 21, 42)
+    arguments = (x, *factors.values(), None, multiply, residual, "gelu")
+    torch.library.opcheck(_operator(format, impl), arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 @each_kernel
 @pytest.mark.parametrize("records", [False, True])
-def test_an_epilogue_compiles_into_the_same_graph(format, impl, records):
+def test_compiles_as_one_graph(format, impl, records):
+    """With an epilogue, which is fused unless autograd records."""
     x, factors, bias = testing.random_operands(LAYERS[format])
-    multiply, residual = torch.randn(2, 63, 42)
+    operands = [tensor.requires_grad_(records) for tensor in (x, *factors.values(), bias)]
+    multiply, residual = torch.randn(2, 21, 42)
     follows = {"activation": "silu", "multiply": multiply, "residual": residual}
-    x.requires_grad_(records)
     torch.compiler.reset()
     compiled = torch.compile(blrlab_ops.linear, fullgraph=True, backend="aot_eager")
     y = compiled(x, factors, bias, **follows, impl=impl)
+    expected = blrlab_ops.linear(x, factors, bias, **follows, impl="ref")
+    torch.testing.assert_close(y, expected)
     assert y.requires_grad == records
-    torch.testing.assert_close(y, blrlab_ops.linear(x, factors, bias, **follows, impl="ref"))
+    if records:
+        grad = torch.randn_like(y)
+        for ours, theirs in zip(*(torch.autograd.grad(out, operands, grad) for out in (y, expected)), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @each_kernel
@@ -88,8 +81,8 @@ def test_any_strides_leading_shape_and_no_bias(format, impl):
     sparse_bias = torch.stack([bias, bias], dim=-1)[:, 0]
     for strided in (spread, x.mT.contiguous().mT):
         torch.testing.assert_close(blrlab_ops.linear(strided, turned, impl=impl), expected)
-        biased = blrlab_ops.linear(strided.reshape(7, 9, 30), turned, sparse_bias, impl=impl)
-        torch.testing.assert_close(biased, (expected + bias).reshape(7, 9, 42))
+        biased = blrlab_ops.linear(strided.reshape(3, 7, 30), turned, sparse_bias, impl=impl)
+        torch.testing.assert_close(biased, (expected + bias).reshape(3, 7, 42))
     torch.testing.assert_close(blrlab_ops.linear(x[0], factors, impl=impl), expected[0])
     torch.testing.assert_close(blrlab_ops.linear(spread[0], turned, sparse_bias, impl=impl), expected[0] + bias)
     assert blrlab_ops.linear(x[:0].reshape(2, 0, 30), factors, impl=impl).shape == (2, 0, 42)
@@ -137,7 +130,7 @@ def test_rows_beyond_2_to_the_31_elements(format, impl):
 
 
 @each_kernel
-@pytest.mark.parametrize("tokens", [63, 1])
+@pytest.mark.parametrize("tokens", [21, 1])
 def test_two_runs_agree_bit_for_bit(format, impl, tokens):
     x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=tokens))
     first = blrlab_ops.linear(x, factors, bias, impl=impl)
