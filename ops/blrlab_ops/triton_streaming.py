@@ -9,6 +9,9 @@ depth and all tokens, so that nothing is reduced between programs: the order of 
 may be multiplied on CUDA cores; else rows are padded to the 16 of a tensor-core product.
 """
 
+# Kernels are Triton's language, which reads as Python of other types.
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
+
 import itertools
 from typing import NamedTuple
 
@@ -52,7 +55,7 @@ def summed(left, mask, left_part, scale, scale_offsets, scale_mask, scale_part, 
     total = tl.load(left, mask=mask, other=0.0).to(tl.float32)
     if scale is not None:
         total *= tl.load(scale + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):  # pyright: ignore[reportGeneralTypeIssues]
+    for part in tl.static_range(1, PARTS):
         values = tl.load(left + part * left_part, mask=mask, other=0.0).to(tl.float32)
         if scale is not None:
             values *= tl.load(scale + part * scale_part + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)

@@ -13,6 +13,9 @@ launch and no intermediate make it the choice for small layers (GPT-2, ViT), whe
 the time; with many tokens the recomputation and the traffic at the L2 cost more than an intermediate.
 """
 
+# Kernels are Triton's language, which reads as Python of other types.
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
+
 import itertools
 from typing import NamedTuple
 
