@@ -156,7 +156,7 @@ def product_kernel(
             right_tile += BD * right_depth
 
     groups = columns // COLUMN_GROUP
-    offsets = batch * out_batch + first_row.to(tl.int64) * out_row + (groups * out_group)[None, :].to(tl.int64)
+    offsets = batch * out_batch + first_row.to(tl.int64) * out_row + (groups.to(tl.int64) * out_group)[None, :]
     offsets += local_rows[:, None] * out_row + ((columns % COLUMN_GROUP) * out_column)[None, :]
     mask = rows_mask[:, None] & columns_mask[None, :]
     bias_offsets = batch * bias_batch + columns * bias_column

@@ -10,6 +10,21 @@ from blrlab_ops.testing import Case
 SHORT = [layer._replace(tokens=min(layer.tokens, 130)) for layer in testing.AWKWARD]
 FLOAT16 = [layer._replace(tokens=min(layer.tokens, 40)) for layer in testing.AWKWARD if layer.tokens in (1, 63)]
 
+# The groups of columns of a Monarch intermediate [b2, n, b1, r'] lie b1 n r' numbers apart.
+FAR_GROUPS = """
+import importlib, sys, torch
+from blrlab_ops import launching
+left, right = torch.randn(1, 3, 16), torch.randn(1, 16, 48)
+memory = torch.empty(2**31 + 2**20)  # untouched pages cost nothing
+out = memory.as_strided((1, 3, 3, 16), (memory.numel(), 16, 2**30, 1)).fill_(float("nan"))
+if sys.argv[1] == "product":
+    launch = importlib.import_module("blrlab_ops.triton_product").product(left, right, out)
+else:
+    launch = importlib.import_module("blrlab_ops.triton_streaming").stream(left[None], right, out)
+launching.run([launch], left.device)
+torch.testing.assert_close(out.reshape(3, 48), left[0] @ right[0])
+"""
+
 pytestmark = pytest.mark.usefixtures("needs_triton")
 
 
@@ -55,6 +70,12 @@ def test_one_token_of_larger_layers(run_child):
     rows = _verify(run_child, *_shapes(layers), "--impl=triton_streaming")
     assert [row["op"] for row in rows] == [*ranks]
     assert all(row["passed"] for row in rows)
+
+
+@pytest.mark.parametrize("kernel", ["product", "stream"])
+def test_intermediates_beyond_2_to_the_31_elements(run_child, kernel):
+    """In a process of its own, which a wrong address ends."""
+    run_child("-c", FAR_GROUPS, kernel, interpret=True)
 
 
 @pytest.mark.parametrize("file", ["operators", "epilogues", "tiles"])

@@ -70,8 +70,9 @@ def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:
     tokens, rank, itemsize = x.shape[0], V.shape[1], x.element_size()
     parts = parts_of(V.shape[0])
     first = triton_streaming.candidates(tokens, rank, V.shape[0] // parts, itemsize)
-    second = triton_streaming.candidates(tokens, U.shape[1], rank, itemsize, parts if tokens <= 1 else 1)
-    return {"first": first, "second": second} if tokens <= 1 else {"first": first, "middle": [], "second": second}
+    alone = tokens <= 1 or parts == 1
+    second = triton_streaming.candidates(tokens, U.shape[1], rank, itemsize, parts if alone else 1)
+    return {"first": first, "second": second} if alone else {"first": first, "middle": [], "second": second}
 
 
 linear = operator("low_rank", "streaming", "VU", lambda V, U: U.shape[1], launches, gradients)
