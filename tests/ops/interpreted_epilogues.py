@@ -55,10 +55,9 @@ def _check(impl: str, x, factors, bias, follows) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_alone_and_together_with_and_without_a_bias(format, impl, activation):
     x, factors, bias, drawn = _operands(format)
-    for names in OPERANDS:
+    for names in OPERANDS if activation is None else OPERANDS[::3]:
         follows = {"activation": activation, **{name: drawn[name] for name in names}}
         _check(impl, x, factors, bias, follows)
-    _check(impl, x, factors, None, {"activation": activation})
     _check(impl, x, factors, None, {"activation": activation, **drawn})
 
 

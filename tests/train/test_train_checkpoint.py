@@ -84,9 +84,12 @@ checkpoints.save(state(5), {"next_index": 5})
 
 def kill():
     while True:
-        for found in folder.glob("10*"):
-            if any(path.is_file() and path.stat().st_size > 1000 for path in found.rglob("*")):
-                os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            grown = [path for path in folder.glob("10*/**/*") if path.is_file() and path.stat().st_size > 1000]
+        except FileNotFoundError:  # moved between the two questions
+            continue
+        if grown:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 threading.Thread(target=kill, daemon=True).start()
 checkpoints.save(state(10), {"next_index": 10})
