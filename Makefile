@@ -1,8 +1,8 @@
-# `make check` is what a change must pass; the other targets are its parts.
+# `make check` is what a change must pass; the other targets but `compile-all` are its parts.
 PYTHON ?= $(if $(wildcard .venv/bin/python),.venv/bin/python,python3)
 RUN := $(PYTHON) -m
 
-.PHONY: check lint types imports test wheels format
+.PHONY: check lint types imports test wheels compile-all format
 
 check: lint types imports test wheels
 
@@ -21,6 +21,10 @@ test:
 
 wheels:
 	$(PYTHON) tests/wheels.py
+
+# Hours: the whole grid of tile sizes for every chip. A part: make compile-all PART="--net gpt2s --arch 86 --limit 9".
+compile-all:
+	$(PYTHON) tests/compile_all.py $(PART)
 
 format:
 	$(RUN) ruff format .

@@ -1,8 +1,8 @@
 """Compile what many groups will run before any of them is timed, in several processes at once.
 
 The processes fill the caches on disk of Triton and of `torch.compile`; the benchmark then finds everything there. What
-measures to choose by (XLA, max-autotune, int8's tiles, the paper's kernels) is left to the benchmark itself, where
-nothing else uses the GPU.
+measures to choose by (XLA, max-autotune, int8's tiles, the dense product's, the paper's kernels) is left to the
+benchmark itself, where nothing else uses the GPU.
 """
 
 import contextlib
@@ -25,7 +25,9 @@ def compiles(impl: str, tokens: int) -> bool:
     """Say whether a backend's first call compiles, for a cache on disk, and measures nothing to choose by."""
     if impl == "int8_weight_only":
         return tokens > 1
-    return impl == "torch_compile" or impl.startswith(("triton_", "hopper_"))
+    if impl == "triton_gemv":
+        return False
+    return impl in ("torch_compile", "int8_streaming") or impl.startswith(("triton_", "hopper_"))
 
 
 def compile_all(groups: Sequence[Group], how: Settings, workers: int) -> Seconds:

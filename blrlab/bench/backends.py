@@ -17,7 +17,7 @@ from typing import Any
 
 import blrlab_ops
 import torch
-from blrlab_ops import dispatch
+from blrlab_ops import dispatch, int8
 from torch import Tensor
 
 from blrlab.bench import paper
@@ -38,6 +38,8 @@ class Backend:
       own: whether it is a kernel of this project, held to the closer budget.
       to_rows: (problem, what a call returned) -> y [n, o] as a torch tensor; not timed.
       truth: the kernel it is to compute, where that is not the problem's (quantised weights).
+      quantisation_error: of the weights it runs on, the relative Frobenius error of the whole matrix.
+      tunes: (implementation, dtype of its weights or None for the problem's) that `blrlab_ops.tuning` keeps tiles of.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Backend:
     own: bool = False
     to_rows: Callable[[Problem, Any], Tensor] = lambda problem, y: y
     truth: Callable[[Kernel], Kernel] | None = None
+    quantisation_error: Callable[[Any], float] | None = None
+    tunes: tuple[str, str | None] | None = None
 
 
 def torch_eager(problem: Problem, kernel: Kernel) -> Call:
@@ -91,6 +95,21 @@ def int8_weight_only(problem: Problem, kernel: Kernel) -> Call:
     return lambda: run(x, rows, scale)
 
 
+def int8_streaming(problem: Problem, kernel: Kernel) -> Call:
+    """Run a factored layer on int8 factors with a scale a column, by the streaming kernels that widen them."""
+    assert isinstance(kernel, dict)
+    x, small = problem.x, int8.quantise(kernel)
+    return lambda: int8.linear(x, small, impl="triton_streaming")
+
+
+def triton_gemv(problem: Problem, kernel: Kernel) -> Call:
+    """Run a dense layer by the streaming kernels of this project: what they make of weights that are not factored."""
+    from blrlab.bench import gemv
+
+    assert isinstance(kernel, Tensor)
+    return gemv.call(problem, kernel)
+
+
 def own_kernel(impl: str) -> Callable[[Problem, Kernel], Call]:
     """Return the backend that runs an implementation of `blrlab_ops`."""
 
@@ -134,6 +153,11 @@ def quantisation_error(weight: Tensor) -> float:
     return float((dequantised(weight) - dense_weight(weight)).norm() / dense_weight(weight).norm())
 
 
+def _factors(kernel: Kernel) -> dict[str, Tensor]:
+    assert isinstance(kernel, dict)
+    return kernel
+
+
 def _int8_product(x: Tensor, rows: Tensor, scale: Tensor) -> Tensor:
     return torch.nn.functional.linear(x, rows.to(x.dtype)) * scale
 
@@ -172,9 +196,25 @@ BACKENDS = {
         Backend("torch_compile", OPS, torch_compile),
         Backend("torch_compile_max_autotune", OPS, torch_compile_max_autotune),
         Backend("xla", OPS, xla, to_rows=_from_jax),
-        Backend("int8_weight_only", ("dense",), int8_weight_only, truth=dequantised),
+        Backend(
+            "int8_weight_only",
+            ("dense",),
+            int8_weight_only,
+            truth=dequantised,
+            quantisation_error=quantisation_error,
+        ),
+        Backend(
+            "int8_streaming",
+            FACTORED,
+            int8_streaming,
+            truth=lambda kernel: int8.dequantise(int8.quantise(_factors(kernel)), torch.float64),
+            quantisation_error=lambda kernel: int8.error(kernel, int8.quantise(kernel)),
+            tunes=("triton_streaming", "int8"),
+        ),
+        Backend("triton_gemv", ("dense",), triton_gemv, own=True),
     )
 }
+STREAMED = ("int8_streaming", "triton_gemv")  # which need what `triton_streaming` needs
 # Slow to tune or to run, and so only where named.
 NAMED_ONLY = ("torch_compile_max_autotune", "ref")
 
@@ -214,7 +254,8 @@ def backend(name: str, clone: Path | None = None) -> Backend:
         variant = paper.VARIANTS[name]
         return Backend(name, (variant.op,), functools.partial(paper.call, variant, clone), to_rows=paper.to_rows)
     ops = tuple(op for op in FACTORED if name in dispatch.impls(op))
-    return Backend(name, ops, own_kernel(name), own=name.startswith(("triton_", "hopper_")))
+    is_triton = dispatch.is_triton(name)
+    return Backend(name, ops, own_kernel(name), own=is_triton, tunes=(name, None) if is_triton else None)
 
 
 def why_not(name: str, problem: Problem) -> str | None:
@@ -230,10 +271,18 @@ def why_not(name: str, problem: Problem) -> str | None:
         return "torch.compile needs a C++ compiler on a CPU, and there is none"
     if name in paper.VARIANTS:
         return paper.why_not(problem)
+    if name in STREAMED:
+        return _why_not_streamed(problem)
     if name not in BACKENDS:
         reason = blrlab_ops.why_not(problem.op, name, problem.x.device, problem.x.dtype)
         return reason or dispatch.unsuited(name, dispatch.Layer(*problem.case[1:]))
     return None
+
+
+def _why_not_streamed(problem: Problem) -> str | None:
+    format = problem.op if problem.op in FACTORED else "low_rank"
+    reason = blrlab_ops.why_not(format, "triton_streaming", problem.x.device, problem.x.dtype)
+    return reason or dispatch.unsuited("triton_streaming", dispatch.Layer(*problem.case[1:]))
 
 
 @functools.cache

@@ -48,9 +48,8 @@ def start(group: Group, case: Case, impl: str, settings: Settings) -> Row:
     sizes = (case.in_features, case.out_features, case.blocks, case.rank)
     found = cost.cost(case.format, case.tokens, *sizes, itemsize=itemsize)
     weight_bytes = itemsize * cost.params(case.format, *sizes)
-    if impl == "int8_weight_only":
-        # one byte an element, and a scale a column
-        saved = weight_bytes - case.in_features * case.out_features - case.out_features * itemsize
+    if impl.startswith("int8"):
+        saved = _saved_by_int8(case, itemsize)
         weight_bytes -= saved
         found = found._replace(bytes_compulsory=found.bytes_compulsory - saved)
     bound = _bound(found, weight_bytes, card.measured, group.dtype)
@@ -118,3 +117,12 @@ def line(row: Row) -> str:
     return (
         f"{name} {row['p50']:9.1f} us  (bound {row['bound_us']:.1f})  error {row['error']:.1e}  {row.get('note', '')}"
     )
+
+
+def _saved_by_int8(case: Case, itemsize: int) -> int:
+    """Return the bytes that int8 weights with a scale a column save; S of blast keeps its type."""
+    (b1, b2), rank, out_features = case.blocks, case.rank, case.out_features
+    numbers = cost.params(case.format, case.in_features, out_features, case.blocks, rank)
+    columns_of_first = {"dense": 0, "low_rank": rank, "monarch": b1 * b2 * rank, "blast": b1 * rank}[case.format]
+    kept = b1 * b2 * rank if case.format == "blast" else 0
+    return (numbers - kept) * (itemsize - 1) - (columns_of_first + out_features) * itemsize

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from blrlab_ops.testing import Case
-from torch import Tensor
 
 from blrlab.bench import backends, beside, interpreted, timing
 from blrlab.bench.backends import Backend
@@ -126,8 +125,8 @@ def _verified(entry: _Entry, settings: Settings) -> _Entry:
         return entry
     try:
         started = time.perf_counter()
-        if entry.backend.own and settings.card.is_gpu:
-            _tuned(entry, settings)
+        if entry.backend.tunes and settings.card.is_gpu:
+            _tuned(entry, settings, *entry.backend.tunes)
         call = entry.backend.make(each, each.kernel)
         with torch.no_grad():
             call()
@@ -147,23 +146,22 @@ def _verified(entry: _Entry, settings: Settings) -> _Entry:
     row["passed"] = entry.verified = verdict.passed
     if not verdict.passed:
         row["reason"] = "its error is over its budget, so it has no speed"
-    if entry.backend.name == "int8_weight_only":
-        assert isinstance(each.kernel, Tensor)
-        row["quantisation_error"] = backends.quantisation_error(each.kernel)
+    if entry.backend.quantisation_error:
+        row["quantisation_error"] = entry.backend.quantisation_error(each.kernel)
     return entry
 
 
-def _tuned(entry: _Entry, settings: Settings) -> None:
+def _tuned(entry: _Entry, settings: Settings, impl: str, dtype: str | None) -> None:
     """Tune an own kernel where that is asked for, or note that it runs with tile sizes by rule."""
     from blrlab_ops import tune, tuning
     from blrlab_ops.tuning import search
 
-    each, impl = entry.problem, entry.backend.name
+    each, kind = entry.problem, dtype or entry.problem.dtype
     name = torch.cuda.get_device_name(settings.card.device)
-    if impl in tuning.lookup(name, tune.key(each.case, each.dtype)):
+    if impl in tuning.lookup(name, tune.key(each.case, kind)):
         return
     if settings.tune:
-        search.tune(each.case, each.x.dtype, str(settings.card.device), [impl])
+        search.tune(each.case, getattr(torch, kind), str(settings.card.device), [impl])
     else:
         entry.row["note"] = "tile sizes by rule, not tuned"
 
@@ -322,7 +320,7 @@ def _interpreted(groups: Sequence[Group], settings: Settings) -> Mapping[tuple[i
         for number, group in enumerate(groups)
         for case in group.cases
         for impl in settings.impls
-        if (case.format, impl) in planned(group, settings) and impl.startswith("triton_")
+        if (case.format, impl) in planned(group, settings) and case.format != "dense" and impl.startswith("triton_")
     ]
     verdicts = interpreted.verify([(case, impl) for _, case, impl in wanted])
     return {(number, case.format, impl): found for (number, case, impl), found in zip(wanted, verdicts, strict=True)}

@@ -24,6 +24,8 @@ BACKENDS = {
     "torch_compile_max_autotune": "torch.compile max",
     "xla": "XLA",
     "int8_weight_only": "int8 weights",
+    "int8_streaming": "int8 Triton streaming",
+    "triton_gemv": "Triton dense",
     "triton": "Triton",
     "triton_two_stage": "Triton two-stage",
     "ref": "reference",

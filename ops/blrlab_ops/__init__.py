@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import algorithms, blast, cost, devices, files, int8, low_rank, monarch, nn, testing
+    from . import algorithms, blast, cost, devices, files, int8, joined, low_rank, monarch, nn, testing
     from .dispatch import CannotRun, impls, why_not
     from .explaining import Explanation, explain
     from .factored import linear, pack, to_dense
@@ -30,6 +30,7 @@ __all__ = [
     "files",
     "impls",
     "int8",
+    "joined",
     "linear",
     "low_rank",
     "monarch",
@@ -40,7 +41,7 @@ __all__ = [
     "why_not",
 ]
 
-_MODULES = ("algorithms", "blast", "cost", "devices", "files", "int8", "low_rank", "monarch", "nn", "testing")
+_MODULES = ("algorithms", "blast", "cost", "devices", "files", "int8", "joined", "low_rank", "monarch", "nn", "testing")
 _HOMES = {
     "CannotRun": "dispatch",
     "Explanation": "explaining",

@@ -34,12 +34,14 @@ IMPLS = {
     "blast": (
         "ref",
         "torch_bmm",
-        "triton_three_stage",
+        "triton_two_stage",
         "triton_late_mixing",
         "triton_streaming",
-        "triton_two_stage",
+        "triton_three_stage",
     ),
 }
+# What reads an S of many blocks otherwise than `pack(impl=None)` stores it is taken by name only.
+OWN_LAYOUT = {"blast": ("triton_late_mixing", "triton_two_stage")}
 STREAMED_TOKENS = 16
 MOST_STREAMED, FEW_BLOCKS = 64, 8
 LARGE_WORK = 2 * 10**9  # tokens x in_features x out_features
@@ -165,7 +167,7 @@ class Best(NamedTuple):
 def best(format: str, device: torch.device | str, dtype: torch.dtype | str, sizes: Layer | None = None) -> Best:
     """Return what `impl=None` takes, and why."""
     device, dtype = str(device), str(dtype)
-    able = [impl for impl in impls(format) if impl != "ref" and runs_natively(format, impl, device, dtype)]
+    able = [impl for impl in usual(format) if impl != "ref" and runs_natively(format, impl, device, dtype)]
     if not able:
         return Best("ref", f"nothing else runs {dtype.removeprefix('torch.')} on {device}")
     found = tuple(entry for entry in measured(format, device, dtype, sizes) if entry.impl in able)
@@ -173,6 +175,11 @@ def best(format: str, device: torch.device | str, dtype: torch.dtype | str, size
         return Best(found[0].impl, "measured fastest on this GPU", found)
     choice, reason = likely(format, sizes)
     return Best(choice, reason) if choice in able else Best(able[-1], "the only one that can run here")
+
+
+def usual(format: str) -> tuple[str, ...]:
+    """List the implementations that read factors as `pack(impl=None)` stores them, of which `impl=None` takes one."""
+    return tuple(impl for impl in impls(format) if impl not in OWN_LAYOUT.get(format, ()))
 
 
 def measured(format: str, device: str, dtype: str, sizes: Layer | None) -> tuple[tuning.Entry, ...]:
@@ -191,7 +198,7 @@ def likely(format: str, sizes: Layer | None) -> tuple[str, str]:
     tokens, two overlapping launches for small layers, PyTorch's batched products for much work.
     """
     if sizes is None:
-        return "triton_two_stage", "nothing is known of the layer"
+        return usual(format)[-1], "nothing is known of the layer"
     if sizes.tokens <= STREAMED_TOKENS:
         return "triton_streaming", f"not measured; up to {STREAMED_TOKENS} tokens the weights' bytes bind"
     work = sizes.tokens * sizes.in_features * sizes.out_features

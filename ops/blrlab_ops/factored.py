@@ -3,6 +3,7 @@
 {"V", "U"} of 2 dimensions are low_rank, of 4 monarch; {"V", "S", "U"} of 3 dimensions are blast.
 """
 
+import importlib
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from . import blast, dispatch, low_rank, monarch
 from .epilogue import Epilogue
 
-EVERY = "torch_bmm"  # whose layout every implementation reads without a copy
 _MODULES = {"low_rank": low_rank, "monarch": monarch, "blast": blast}
 _NDIMS = {"low_rank": {"V": 2, "U": 2}, "monarch": {"V": 4, "U": 4}, "blast": {"V": 3, "S": 3, "U": 3}}
 
@@ -58,7 +58,7 @@ def to_dense(factors: Mapping[str, Tensor]) -> Tensor:
 def pack(factors: Mapping[str, Tensor], *, impl: str | None = None) -> dict[str, Tensor]:
     """Store factors the way `impl` reads them without a copy; names, shapes and values stay the same.
 
-    None: a way that every implementation reads, since the best one depends on the number of tokens.
+    None: a way that whatever `impl=None` takes reads well, since the best one depends on the number of tokens.
 
     Call it once when weights are loaded: a factor stored otherwise may be copied in every call.
 
@@ -68,7 +68,11 @@ def pack(factors: Mapping[str, Tensor], *, impl: str | None = None) -> dict[str,
     """
     format = recognise(factors)
     tensors = _in_order(format, factors)
-    packed = dispatch.implementation(format, impl or EVERY, tensors[0].device, tensors[0].dtype).pack(*tensors)
+    if impl is None:
+        module = importlib.import_module(f"{__package__}.{format}.layout")
+    else:
+        module = dispatch.implementation(format, impl, tensors[0].device, tensors[0].dtype)
+    packed = module.pack(*tensors)
     return dict(zip(_NDIMS[format], packed, strict=True))
 
 

@@ -7,18 +7,19 @@
 ...     files.save(path, {"mlp.fc": nn.MonarchLinear(64, 128, blocks=4, rank=3, impl="torch_bmm")})
 ...     factors, bias = files.load(path)["mlp.fc"]
 >>> factors["U"].shape, factors["U"].stride(), bias.shape
-(torch.Size([4, 4, 3, 32]), (96, 384, 32, 1), torch.Size([128]))
+(torch.Size([4, 4, 3, 32]), (3, 384, 1, 12), torch.Size([128]))
 >>> nn.layer(factors, bias)
 MonarchLinear(format=monarch, in_features=64, out_features=128, blocks=(4, 4), rank=3, bias=True, impl=None)
 
 safetensors stores contiguous tensors only. A file therefore holds `<layer>.V`, `<layer>.S`, `<layer>.U` and
 `<layer>.bias` with their dimensions in the order of memory, and its metadata has as "blrlab_ops" the JSON of
 
-    {"version": 1, "layers": {"mlp.fc": {"format": "monarch", "impl": "torch_bmm",
-                                         "permute": {"V": [0, 2, 3, 1], "U": [1, 0, 2, 3], "bias": [0]}}}}
+    {"version": 1, "layers": {"mlp.fc": {"format": "monarch", "impl": null,
+                                         "permute": {"V": [0, 2, 3, 1], "U": [2, 0, 3, 1], "bias": [0]}}}}
 
 A factor is `stored.permute(permute)`, in NumPy `stored.transpose(permute)`; where that is 0, 1, ... it is stored as
-it is. "impl" is the implementation that reads the factors without a copy. Needs `pip install 'blrlab-ops[files]'`.
+it is. "impl" is the implementation that the factors are packed for, null for `pack(factors)`.
+Needs `pip install 'blrlab-ops[files]'`.
 """
 
 import json
@@ -31,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .dispatch import CannotRun, implementation, impls, why_not
+from .dispatch import CannotRun, impls, why_not
 from .factored import pack, recognise
 from .nn import FactoredLinear, check_fit
 
@@ -145,13 +146,13 @@ def _stored(name: Any, given: Any) -> tuple[dict[str, Tensor], Entry]:
 
 
 def _packed_for(factors: Mapping[str, Tensor], impl: str | None) -> str | None:
-    """Name what reads these factors without a copy: `impl` if it does, or the best that does and can run here."""
+    """Name what these factors are packed for: `impl`, None for `pack(impl=None)`, or another that can run here."""
     format, V = recognise(factors), factors["V"]
     # Packing moves no numbers on the meta device.
     blank = [torch.empty_strided(f.shape, f.stride(), dtype=f.dtype, device="meta") for f in factors.values()]
-    for name in ([impl] if impl else []) + list(reversed(impls(format))):
-        if why_not(format, name, V.device, V.dtype) is None:
-            packed = implementation(format, name, V.device, V.dtype).pack(*blank)
+    for name in (impl, None, *reversed(impls(format))):
+        if name is None or why_not(format, name, V.device, V.dtype) is None:
+            packed = pack(dict(zip(factors, blank, strict=True)), impl=name).values()
             if [tensor.stride() for tensor in packed] == [tensor.stride() for tensor in blank]:
                 return name
     return None

@@ -47,7 +47,7 @@ def quantise(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     V, V_scale = _rounded(wide["V"], (-2,), dtype)
     U, U_scale = _rounded(wide["U"], _U_DEPTH[format], dtype)
     S = {"S": wide["S"].to(dtype)} if "S" in wide else {}
-    return {"V": V, **S, "U": U, "V_scale": V_scale, "U_scale": U_scale}
+    return {**factored.pack({"V": V, **S, "U": U}), "V_scale": V_scale, "U_scale": U_scale}
 
 
 def dequantise(quantised: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -1,29 +1,67 @@
 """The streaming kernels on int8 factors: `blrlab_ops.int8.linear` with `impl="triton_streaming"`.
 
-Shapes as in `<format>.triton_streaming`; the scales of the columns are applied to the float32 sums, so that what
-is read of V and U is one byte a number.
+Shapes as in `<format>.triton_streaming`; the scales of the columns are applied to the float32 sums, so that what is
+read of V and U is one byte a number. Weights are V, S for blast, U, and then the scales of V and U, as `int8.quantise`
+names them. Tuned configurations are kept under the dtype "int8".
 """
 
 import importlib
 from collections.abc import Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from . import dispatch, launching
-from .epilogue import Epilogue
+from .configs import Config
+from .epilogue import NOTHING, Epilogue
+from .launching import Launch
+
+
+class Implementation(NamedTuple):
+    """The streaming implementation of a format on int8 weights, with what tuning asks of an implementation's module."""
+
+    format: str
+
+    @property
+    def module(self) -> ModuleType:
+        """That of the same format on weights of the dtype of x."""
+        return importlib.import_module(f"blrlab_ops.{self.format}.triton_streaming")
+
+    def pack(self, *weights: Tensor) -> tuple[Tensor, ...]:
+        """Store V, S and U as the kernels read them."""
+        return *self.module.pack(*weights[:-2]), *weights[-2:]
+
+    def launches(
+        self,
+        x: Tensor,
+        *operands: Any,
+        epilogue: Epilogue = NOTHING,
+        config: Config | None = None,
+    ) -> list[Launch]:
+        """Describe the launches that fill y [n, o] from x [n, i], of operands (*weights, bias or None, y)."""
+        *weights, V_scale, U_scale, bias, y = operands
+        if self.format == "low_rank":
+            V_scale, U_scale = V_scale[None], U_scale[None]
+        scales = (V_scale.flatten(1).contiguous(), U_scale)
+        return self.module.launches(x, *weights, bias, y, epilogue, config, scales=scales)
+
+    def candidates(self, x: Tensor, *weights: Tensor) -> dict[str, list]:
+        """List the tiles worth a measurement, by launch."""
+        return self.module.candidates(x, *weights[:-2])
 
 
 def run(format: str, x: Tensor, quantised: Mapping[str, Tensor], bias: Tensor | None, epilogue: Epilogue) -> Tensor:
     """Multiply, x [..., i] -> [..., o]."""
-    module = importlib.import_module(f"blrlab_ops.{format}.triton_streaming")
-    names = [name for name in ("V", "S", "U") if name in quantised]
-    weights = [quantised[name] for name in names]
+    weights = in_order(quantised)
     rows = x.reshape(-1, x.shape[-1])
-    sizes = dispatch.layer(format, rows.shape[0], weights)
-    y = rows.new_empty(rows.shape[0], sizes.out_features)
-    first = quantised["V_scale"].flatten(1) if format != "low_rank" else quantised["V_scale"][None]
-    last = quantised["U_scale"] if format != "low_rank" else quantised["U_scale"][None]
-    flat = epilogue.rows(sizes.out_features)
-    launches = module.launches(rows, *weights, bias, y, flat, config={}, scales=(first.contiguous(), last))
+    columns = dispatch.layer(format, rows.shape[0], weights[:-2]).out_features
+    y = rows.new_empty(rows.shape[0], columns)
+    launches = Implementation(format).launches(rows, *weights, bias, y, epilogue=epilogue.rows(columns))
     launching.run(launches, x.device)
-    return y.view(*x.shape[:-1], sizes.out_features)
+    return y.view(*x.shape[:-1], columns)
+
+
+def in_order(quantised: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return V, S for blast, U and the scales of V and U."""
+    return [quantised[name] for name in ("V", "S", "U", "V_scale", "U_scale") if name in quantised]

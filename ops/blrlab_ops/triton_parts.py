@@ -22,10 +22,47 @@ def begin(SIGNAL: tl.constexpr):
 
 
 @triton.jit
+def batch_offset(batch, outer, inner, INNER: tl.constexpr):
+    """Return where a batch lies: `inner` apart, or with INNER of them to each of `outer` apart."""
+    if INNER > 0:
+        return batch // INNER * outer + batch % INNER * inner
+    return batch * inner
+
+
+@triton.jit
 def wait(WAIT: tl.constexpr):
     """Wait until the launch before has written what it writes."""
     if WAIT:
         gdc_wait()
+
+
+@triton.jit
+def prefetch_tile(
+    right,
+    first_column,
+    right_depth,
+    right_column,
+    DEPTH: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BC: tl.constexpr,
+    BD: tl.constexpr,
+    LINE: tl.constexpr,
+    ALONG_DEPTH: tl.constexpr,
+):
+    """Ask for all rows of BC columns of a matrix [DEPTH, COLUMNS] into the L2.
+
+    LINE numbers share a line of the cache: of a column where ALONG_DEPTH, else of a row.
+    """
+    if ALONG_DEPTH:
+        columns = tl.minimum(first_column + tl.arange(0, BC), COLUMNS - 1).to(tl.int64)
+        for step in range(0, DEPTH, BD):
+            lines = tl.minimum(step + tl.arange(0, BD // LINE) * LINE, DEPTH - 1)
+            prefetch(right + lines[:, None] * right_depth + columns[None, :] * right_column)
+    else:
+        lines = tl.minimum(first_column + tl.arange(0, BC // LINE) * LINE, COLUMNS - 1)
+        for step in range(0, DEPTH, BD):
+            row = tl.minimum(step + tl.arange(0, BD), DEPTH - 1).to(tl.int64)
+            prefetch(right + row[:, None] * right_depth + lines[None, :] * right_column)
 
 
 @triton.jit
@@ -52,6 +89,39 @@ def activate(total, ACTIVATION: tl.constexpr):
         # 0.5 (1 + tanh z) = sigmoid(2 z)
         total = total * tl.sigmoid(1.5957691216057308 * (total + 0.044715 * total * total * total))
     return total
+
+
+@triton.jit
+def store_tile(
+    total,
+    out,
+    bias,
+    multiply,
+    residual,
+    batch,
+    rows,
+    rows_mask,
+    columns,
+    columns_mask,
+    out_batch,
+    out_row,
+    out_group,
+    out_column,
+    bias_batch,
+    bias_column,
+    COLUMN_GROUP: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+):
+    """Store float32 sums [BN, BC] of one batch, after the epilogue; batch and rows are 64-bit.
+
+    Columns of `out` lie in groups, such as (k, r') of a Monarch intermediate.
+    """
+    groups = (columns // COLUMN_GROUP).to(tl.int64) * out_group + (columns % COLUMN_GROUP) * out_column
+    offsets = batch * out_batch + rows[:, None] * out_row + groups[None, :]
+    mask = rows_mask[:, None] & columns_mask[None, :]
+    bias_offsets = batch * bias_batch + columns * bias_column
+    total = finish(total, bias, multiply, residual, offsets, mask, bias_offsets, columns_mask, ACTIVATION)
+    tl.store(out + offsets, total.to(out.dtype.element_ty), mask=mask)
 
 
 @triton.jit

@@ -2,18 +2,18 @@
 
 out[b] = f(left[b] @ right[b] + bias[b]) for every batch b, accumulated in float32, where f is an epilogue. Operands are
 strided views, so that cutting x into blocks and permuting an intermediate happen in the addresses, never in memory:
-- left   [b, n, depth];
+- left   [b, n, depth], or [b1, b2, n, depth] of b = b1 b2 batches;
 - right  [b, depth, columns], or with columns in groups, such as (k, r') of a Monarch V;
 - out    [b, n, column groups, columns of a group], such as (k, r') of Monarch's intermediate;
 - bias   [b, columns] or None.
 
 A program computes one tile [BN, BC]. Neighbours share rows of `left`. Traffic at the L2, b tiles of every batch:
-left is read columns / BC times, right n / BN times, out written once. Tile bases are 64-bit, offsets inside a tile
-32-bit. float32 is multiplied as IEEE float32, never as tf32.
+left is read columns / BC times, right n / BN times, out written once. Offsets are 64-bit.
+float32 is multiplied as IEEE float32, never as tf32.
 """
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .epilogue import NOTHING, Epilogue
 from .launching import Launch
-from .triton_parts import INTERPRETED, begin, finish, prefetch, wait
+from .triton_parts import INTERPRETED, batch_offset, begin, prefetch_tile, store_tile, wait
 
 LINE_BYTES = 128  # of a cache
 MOST_HELD, HELD_BYTES = 512, 256  # of depth, and of the right side in a thread's registers
@@ -67,6 +67,7 @@ def product_kernel(
     residual,
     tokens,
     batches,
+    left_outer,
     left_batch,
     left_row,
     left_depth,
@@ -80,6 +81,7 @@ def product_kernel(
     out_column,
     bias_batch,
     bias_column,
+    INNER: tl.constexpr,
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     RIGHT_GROUP: tl.constexpr,
@@ -92,6 +94,7 @@ def product_kernel(
     WAIT: tl.constexpr,
     PREFETCH: tl.constexpr,
     LINE: tl.constexpr,
+    ALONG_DEPTH: tl.constexpr,
     HELD1: tl.constexpr,
     HELD2: tl.constexpr,
 ):
@@ -100,28 +103,27 @@ def product_kernel(
     program = tl.program_id(0)
     column_tiles: tl.constexpr = (COLUMNS + BC - 1) // BC
     batch = ((program // column_tiles) % batches).to(tl.int64)
-    first_row = (program // column_tiles // batches) * BN
-    local_rows = tl.arange(0, BN)
-    rows_mask = first_row + local_rows < tokens
-    columns = (program % column_tiles) * BC + tl.arange(0, BC)
+    rows = ((program // column_tiles // batches) * BN + tl.arange(0, BN)).to(tl.int64)
+    rows_mask = rows < tokens
+    first_column = (program % column_tiles) * BC
+    columns = first_column + tl.arange(0, BC)
     columns_mask = columns < COLUMNS
-    depth = tl.arange(0, BD)
+    depth = tl.arange(0, BD).to(tl.int64)
 
-    left_tile = left + batch * left_batch + first_row.to(tl.int64) * left_row
-    left_tile = left_tile + local_rows[:, None] * left_row + depth[None, :] * left_depth  # [BN, BD]
-    right_base = right + batch * right_batch
-    right_columns = columns // RIGHT_GROUP * right_group + columns % RIGHT_GROUP * right_column
-    right_tile = right_base + depth[:, None] * right_depth + right_columns[None, :]  # [BD, BC]
+    left += batch_offset(batch, left_outer, left_batch, INNER)
+    left_rows = left + rows[:, None] * left_row
+    right += batch * right_batch
+    right_columns = (columns // RIGHT_GROUP).to(tl.int64) * right_group + (columns % RIGHT_GROUP) * right_column
     if HELD1 > 0:
         # All of the weights' tile is asked for before the wait, and held in registers meanwhile.
-        first_depth, rest_depth = tl.arange(0, HELD1), tl.arange(0, HELD1)
-        right_values = held_tile(right_base, first_depth, right_columns, columns_mask, right_depth, DEPTH)
+        first_depth = tl.arange(0, HELD1).to(tl.int64)
+        rest_depth = first_depth
+        right_values = held_tile(right, first_depth, right_columns, columns_mask, right_depth, DEPTH)
         right_rest = right_values
         if HELD2 > 0:
-            rest_depth = HELD1 + tl.arange(0, HELD2)
-            right_rest = held_tile(right_base, rest_depth, right_columns, columns_mask, right_depth, DEPTH)
+            rest_depth = HELD1 + tl.arange(0, HELD2).to(tl.int64)
+            right_rest = held_tile(right, rest_depth, right_columns, columns_mask, right_depth, DEPTH)
         wait(WAIT)
-        left_rows = left + batch * left_batch + first_row.to(tl.int64) * left_row + local_rows[:, None] * left_row
         left_mask = rows_mask[:, None] & (first_depth[None, :] < DEPTH)
         left_values = tl.load(left_rows + first_depth[None, :] * left_depth, mask=left_mask, other=0.0)
         left_rest = left_values
@@ -133,11 +135,11 @@ def product_kernel(
             total = tl.dot(left_rest, right_rest, total, input_precision="ieee")
     else:
         if PREFETCH:
-            lines = (program % column_tiles) * BC + tl.arange(0, BC // LINE) * LINE
-            for step in range(0, DEPTH, BD):
-                row = tl.minimum(step + depth, DEPTH - 1)
-                prefetch(right_base + row[:, None] * right_depth + tl.minimum(lines, COLUMNS - 1)[None, :])
+            prefetch_tile(right, first_column, right_depth, right_column, DEPTH, COLUMNS, BC, BD, LINE, ALONG_DEPTH)
         wait(WAIT)
+        left_tile = left_rows + depth[None, :] * left_depth  # [BN, BD]
+        right_tile = right + depth[:, None] * right_depth + right_columns[None, :]  # [BD, BC]
+        left_step = tl.full((), BD, tl.int64) * left_depth
         total = tl.zeros((BN, BC), dtype=tl.float32)
         for step in range(0, DEPTH, BD):
             # Both operands are zero past the end of the sum, so what lies in memory there never enters it.
@@ -152,16 +154,13 @@ def product_kernel(
                 right_values = tl.load(right_tile, mask=right_mask, other=0.0)
             left_values = tl.load(left_tile, mask=left_mask, other=0.0)
             total = tl.dot(left_values, right_values, total, input_precision="ieee")
-            left_tile += BD * left_depth
+            left_tile += left_step
             right_tile += BD * right_depth
 
-    groups = columns // COLUMN_GROUP
-    offsets = batch * out_batch + first_row.to(tl.int64) * out_row + (groups.to(tl.int64) * out_group)[None, :]
-    offsets += local_rows[:, None] * out_row + ((columns % COLUMN_GROUP) * out_column)[None, :]
-    mask = rows_mask[:, None] & columns_mask[None, :]
-    bias_offsets = batch * bias_batch + columns * bias_column
-    total = finish(total, bias, multiply, residual, offsets, mask, bias_offsets, columns_mask, ACTIVATION)
-    tl.store(out + offsets, total.to(out.dtype.element_ty), mask=mask)
+    store_tile(
+        total, out, bias, multiply, residual, batch, rows, rows_mask, columns, columns_mask,
+        out_batch, out_row, out_group, out_column, bias_batch, bias_column, COLUMN_GROUP, ACTIVATION,
+    )  # fmt: skip
 
 
 def product(
@@ -178,7 +177,7 @@ def product(
     """Describe the launch that fills `out`, for views shaped as in the module's docstring.
 
     Args:
-      left: [b, n, depth].
+      left: [b, n, depth], or [b1, b2, n, depth] of b = b1 b2 batches.
       right: [b, depth, columns], or [b, depth, column groups, columns of a group].
       out: [b, n, column groups, columns of a group].
       bias: [b, columns] or None.
@@ -187,29 +186,54 @@ def product(
       signal: lets the next launch start early.
       wait: starts early itself, and waits before it reads `left`.
     """
-    batches, tokens, depth = left.shape
+    tokens, depth = left.shape[-2:]
     right = grouped(right)
-    columns = right.shape[2] * right.shape[3]
-    size = size or tiles(tokens, columns, depth, left.element_size(), INTERPRETED)
+    size = size or tiles(tokens, out.shape[2] * out.shape[3], depth, left.element_size(), INTERPRETED)
+    arguments, constants, programs = parameters(left, right, out, bias, epilogue, size, signal=signal, wait=wait)
+    arguments |= strides("left", ("outer", "batch", "row", "depth"), left if left.ndim == 4 else left[None])
+    constants |= dict(zip(("HELD1", "HELD2"), halves(depth) if size.held else (0, 0), strict=True))
+    return Launch(product_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
+
+
+def parameters(
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    bias: Tensor | None,
+    epilogue: Epilogue,
+    size: Any,
+    *,
+    signal: bool,
+    wait: bool,
+) -> tuple[dict[str, Any], dict[str, Any], int]:
+    """Return the arguments and constants that this kernel shares with the streaming one, and the programs.
+
+    Args:
+      left: [..., n, depth]; its strides are left to the caller.
+      right: [b, depth, column groups, columns of a group].
+      out: as in `product`.
+      bias: as in `product`.
+      epilogue: as in `product`.
+      size: tiles of either kernel.
+      signal: as in `product`.
+      wait: as in `product`.
+    """
+    tokens, depth = left.shape[-2:]
+    batches, columns = right.shape[0], right.shape[2] * right.shape[3]
     arguments = {"left": left, "right": right, "out": out, "bias": bias}
     arguments |= {"multiply": epilogue.multiply, "residual": epilogue.residual, "tokens": tokens, "batches": batches}
-    arguments |= strides("left", ("batch", "row", "depth"), left)
     arguments |= strides("right", ("batch", "depth", "group", "column"), right)
     arguments |= strides("out", ("batch", "row", "group", "column"), out)
     no_bias = {"bias_batch": 0, "bias_column": 0}
     arguments |= no_bias if bias is None else strides("bias", ("batch", "column"), bias)
-    constants = {"DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
-    constants["RIGHT_GROUP"] = right.shape[3]
-    constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "ACTIVATION": epilogue.activation}
-    constants |= {
-        "SIGNAL": signal,
-        "WAIT": wait,
-        "PREFETCH": wait and size.prefetch and right.shape[2] == 1 == right.stride(3),
-    }
-    constants |= dict(zip(("HELD1", "HELD2"), halves(depth) if size.held else (0, 0), strict=True))
-    constants["LINE"] = min(size.columns, LINE_BYTES // left.element_size())
-    programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
-    return Launch(product_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
+    along_depth = right.stride(1) == 1
+    inner = left.shape[-3] if left.shape[-3] < batches else 0
+    constants = {"INNER": inner, "DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
+    constants |= {"RIGHT_GROUP": right.shape[3], "BN": size.rows, "BC": size.columns, "BD": size.depth}
+    constants |= {"ACTIVATION": epilogue.activation, "SIGNAL": signal, "WAIT": wait, "ALONG_DEPTH": along_depth}
+    constants["PREFETCH"] = wait and size.prefetch and right.shape[2] == 1 and (along_depth or right.stride(3) == 1)
+    constants["LINE"] = min(size.depth if along_depth else size.columns, LINE_BYTES // right.element_size())
+    return arguments, constants, batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
 
 
 def grouped(right: Tensor) -> Tensor:
@@ -268,24 +292,30 @@ def _fit(size: int, limit: int) -> int:
 
 
 def candidates(tokens: int, columns: int, depth: int, itemsize: int) -> list[Tiles]:
-    """List the tile sizes that are worth a measurement."""
-    rows = [size for size in (16, 32, 64, 128) if size <= max(16, power_of_two(tokens))]
-    widths = [size for size in (16, 32, 64, 128, 256) if size <= max(16, power_of_two(columns))]
-    steps = [size for size in (32, 64, 128, 256) if size <= max(32, power_of_two(depth))]
+    """List the tile sizes that are worth a measurement: those that were among the best for some layer on an H100."""
+    rows = sorted({min(size, max(16, power_of_two(tokens))) for size in (32, 64, 128)})
+    widths = sorted({min(size, max(16, power_of_two(columns))) for size in (32, 64, 128, 256)})
+    deepest = max(16, power_of_two(depth))
+    steps = sorted({min(size, deepest) for size in ((64, 128) if itemsize == 2 else (32, 64))})
     found = []
-    for height, width, step, stages in itertools.product(rows, widths, steps, (1, 2, 3, 4)):
-        shared = stages * step * (height + width) * itemsize
-        if shared > 160 * 1024 or height * width > 2**15 or (stages - 1) * step >= 2 * depth:
-            continue
-        for warps in (4, 8):
-            if 8 <= height * width // (32 * warps) <= 128:
-                found.append(Tiles(height, width, step, warps, stages))
+    for height, width, step in itertools.product(rows, widths, steps):
+        for stages in sorted({min(each, ceil_div(depth, step) + 1) for each in (3, 4)}):
+            shared = stages * step * (height + width) * itemsize
+            if shared <= 160 * 1024 and 2**9 <= height * width <= 2**15:
+                found += [Tiles(height, width, step, warps, stages) for warps in _warps(height * width)]
     if depth <= MOST_HELD:
         found += [
             Tiles(height, width, 16, warps, 1, held=True)
-            for height, width, warps in itertools.product(rows, widths, (4, 8))
-            if 8 <= height * width // (32 * warps) <= 128
-            and sum(halves(depth)) * width * itemsize // (32 * warps) <= HELD_BYTES
+            for height, width in itertools.product(rows, widths)
+            for warps in _warps(height * width)
+            if sum(halves(depth)) * width * itemsize // (32 * warps) <= HELD_BYTES
             and sum(halves(depth)) * (height + width) * itemsize <= 160 * 1024
         ]
     return found
+
+
+def _warps(numbers: int) -> list[int]:
+    """Return the numbers of warps that a tile of the result suits: up to 128 of its numbers in a thread."""
+    if numbers <= 2**12:
+        return [4]
+    return [4, 8] if numbers <= 2**14 else [8]

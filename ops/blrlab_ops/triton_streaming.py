@@ -21,8 +21,8 @@ from torch import Tensor
 
 from .epilogue import NOTHING, Epilogue
 from .launching import Launch
-from .triton_parts import begin, finish, prefetch, wait
-from .triton_product import LINE_BYTES, ceil_div, grouped, power_of_two, strides
+from .triton_parts import batch_offset, begin, prefetch_tile, store_tile, wait
+from .triton_product import ceil_div, grouped, parameters, power_of_two, strides
 
 Scales = tuple[Tensor | None, Tensor | None]  # of the columns of int8 factors V and U
 
@@ -55,10 +55,12 @@ def summed(left, mask, left_part, scale, scale_offsets, scale_mask, scale_part, 
     total = tl.load(left, mask=mask, other=0.0).to(tl.float32)
     if scale is not None:
         total *= tl.load(scale + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)
-    for part in tl.static_range(1, PARTS):
-        values = tl.load(left + part * left_part, mask=mask, other=0.0).to(tl.float32)
+    for _ in tl.static_range(1, PARTS):
+        left += left_part  # pointers are 64-bit, and a part's offset from the first may not fit 32
+        values = tl.load(left, mask=mask, other=0.0).to(tl.float32)
         if scale is not None:
-            values *= tl.load(scale + part * scale_part + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)
+            scale += scale_part
+            values *= tl.load(scale + scale_offsets, mask=scale_mask, other=0.0).to(tl.float32)
         total += values
     return total
 
@@ -76,6 +78,7 @@ def stream_kernel(
     tokens,
     batches,
     left_part,
+    left_outer,
     left_batch,
     left_row,
     left_depth,
@@ -95,6 +98,7 @@ def stream_kernel(
     bias_batch,
     bias_column,
     PARTS: tl.constexpr,
+    INNER: tl.constexpr,
     DEPTH: tl.constexpr,
     COLUMNS: tl.constexpr,
     RIGHT_GROUP: tl.constexpr,
@@ -109,24 +113,25 @@ def stream_kernel(
     WAIT: tl.constexpr,
     PREFETCH: tl.constexpr,
     LINE: tl.constexpr,
+    ALONG_DEPTH: tl.constexpr,
 ):
     """Compute BC columns of one batch for BN tokens."""
     begin(SIGNAL)
     program = tl.program_id(0)
     column_tiles: tl.constexpr = (COLUMNS + BC - 1) // BC
     batch = (program // column_tiles % batches).to(tl.int64)
-    first_row = (program // column_tiles // batches) * BN
+    rows = ((program // column_tiles // batches) * BN + tl.arange(0, BN)).to(tl.int64)
+    rows_mask = rows < tokens
     first_column = (program % column_tiles) * BC
     columns = first_column + tl.arange(0, BC)
     columns_mask = columns < COLUMNS
-    depth = tl.arange(0, BD)
-    rows = tl.arange(0, BN)
-    rows_mask = first_row + rows < tokens
-    left += batch * left_batch + first_row.to(tl.int64) * left_row
+    depth = tl.arange(0, BD).to(tl.int64)
+    left += batch_offset(batch, left_outer, left_batch, INNER)
+    left_rows = left + rows[:, None] * left_row  # [BN, 1]
     scale_batches = batch * scale_batch
     right += batch * right_batch
-    right_columns = columns // RIGHT_GROUP * right_group + columns % RIGHT_GROUP * right_column
-    right_tile = right + depth[:, None].to(tl.int64) * right_depth + right_columns[None, :]  # [BD, BC]
+    right_columns = (columns // RIGHT_GROUP).to(tl.int64) * right_group + (columns % RIGHT_GROUP) * right_column
+    right_tile = right + depth[:, None] * right_depth + right_columns[None, :]  # [BD, BC]
 
     ONCE: tl.constexpr = DEPTH <= BD
     inside = depth < DEPTH
@@ -134,13 +139,11 @@ def stream_kernel(
         # The weights are asked for before the wait; they fill registers meanwhile.
         weights = tl.load(right_tile, mask=inside[:, None] & columns_mask[None, :], other=0.0)
     elif PREFETCH:
-        lines = tl.minimum(first_column + tl.arange(0, BC // LINE) * LINE, COLUMNS - 1)
-        for step in range(0, DEPTH, BD):
-            row = tl.minimum(step + depth, DEPTH - 1).to(tl.int64)
-            prefetch(right + row[:, None] * right_depth + lines[None, :])
+        prefetch_tile(right, first_column, right_depth, right_column, DEPTH, COLUMNS, BC, BD, LINE, ALONG_DEPTH)
     wait(WAIT)
 
-    if VECTOR:  # x [BD], for one token
+    if VECTOR:  # x [BD], of one token
+        left += (program // column_tiles // batches).to(tl.int64) * left_row
         if ONCE:
             offsets = scale_batches + depth * scale_depth
             x = summed(left + depth * left_depth, inside, left_part, scale, offsets, inside, scale_part, PARTS)
@@ -160,7 +163,6 @@ def stream_kernel(
     else:  # x [BN, BD]
         kind: tl.constexpr = out.dtype.element_ty
         total = tl.zeros((BN, BC), dtype=tl.float32)
-        left_rows = left + rows[:, None] * left_row
         if ONCE:
             mask = rows_mask[:, None] & inside[None, :]
             offsets = scale_batches + depth[None, :] * scale_depth
@@ -184,16 +186,10 @@ def stream_kernel(
     if right_scale is not None:
         column_scale = right_scale + batch * right_scale_batch + columns * right_scale_column
         total *= tl.load(column_scale, mask=columns_mask, other=0.0).to(tl.float32)[None, :]
-    offsets = (
-        batch * out_batch
-        + first_row.to(tl.int64) * out_row
-        + (columns // COLUMN_GROUP).to(tl.int64)[None, :] * out_group
-    )
-    offsets += rows[:, None] * out_row + ((columns % COLUMN_GROUP) * out_column)[None, :]
-    mask = rows_mask[:, None] & columns_mask[None, :]
-    bias_offsets = batch * bias_batch + columns * bias_column
-    total = finish(total, bias, multiply, residual, offsets, mask, bias_offsets, columns_mask, ACTIVATION)
-    tl.store(out + offsets, total.to(out.dtype.element_ty), mask=mask)
+    store_tile(
+        total, out, bias, multiply, residual, batch, rows, rows_mask, columns, columns_mask,
+        out_batch, out_row, out_group, out_column, bias_batch, bias_column, COLUMN_GROUP, ACTIVATION,
+    )  # fmt: skip
 
 
 def stream(
@@ -212,7 +208,7 @@ def stream(
     """Describe the launch that fills `out`.
 
     Args:
-      left: [parts, b, n, depth].
+      left: [parts, b, n, depth], or [parts, b1, b2, n, depth] of b = b1 b2 batches.
       right: [b, depth, columns], or [b, depth, column groups, columns of a group].
       out: [b, n, column groups, columns of a group].
       bias: [b, columns] or None.
@@ -223,68 +219,58 @@ def stream(
       signal: lets the next launch start early.
       wait: starts early itself, and waits before it reads `left`.
     """
-    parts, batches, tokens, depth = left.shape
+    parts, tokens, depth = left.shape[0], *left.shape[-2:]
     right = grouped(right)
     columns = right.shape[2] * right.shape[3]
-    size = size or tiles(batches, tokens, columns, depth, right.element_size(), parts)
-    arguments = {"left": left, "scale": scale, "right": right, "right_scale": right_scale, "out": out, "bias": bias}
-    arguments |= {"multiply": epilogue.multiply, "residual": epilogue.residual, "tokens": tokens, "batches": batches}
-    arguments |= strides("left", ("part", "batch", "row", "depth"), left)
+    size = size or tiles(right.shape[0], tokens, columns, depth, right.element_size(), parts)
+    arguments, constants, programs = parameters(left, right, out, bias, epilogue, size, signal=signal, wait=wait)
+    arguments |= {"scale": scale, "right_scale": right_scale}
+    arguments |= strides("left", ("part", "outer", "batch", "row", "depth"), left if left.ndim == 5 else left[:, None])
     no_scale = dict.fromkeys(("scale_part", "scale_batch", "scale_depth"), 0)
     arguments |= no_scale if scale is None else strides("scale", ("part", "batch", "depth"), scale)
-    arguments |= strides("right", ("batch", "depth", "group", "column"), right)
     unscaled = {"right_scale_batch": 0, "right_scale_column": 0}
     arguments |= unscaled if right_scale is None else strides("right_scale", ("batch", "column"), right_scale)
-    arguments |= strides("out", ("batch", "row", "group", "column"), out)
-    no_bias = {"bias_batch": 0, "bias_column": 0}
-    arguments |= no_bias if bias is None else strides("bias", ("batch", "column"), bias)
-    constants = {"PARTS": parts, "DEPTH": depth, "COLUMNS": columns, "COLUMN_GROUP": out.shape[3]}
-    constants["RIGHT_GROUP"] = right.shape[3]
-    constants |= {"BN": size.rows, "BC": size.columns, "BD": size.depth, "STAGES": size.stages}
-    constants |= {"VECTOR": size.vector, "ACTIVATION": epilogue.activation}
-    constants |= {
-        "SIGNAL": signal,
-        "WAIT": wait,
-        "PREFETCH": wait and size.prefetch and right.shape[2] == 1 == right.stride(3),
-    }
-    constants["LINE"] = min(size.columns, LINE_BYTES // right.element_size())
-    programs = batches * ceil_div(tokens, size.rows) * ceil_div(columns, size.columns)
+    constants |= {"PARTS": parts, "STAGES": size.stages, "VECTOR": size.vector}
     return Launch(stream_kernel, programs, arguments, constants, size.warps, size.stages, early=wait)
 
 
 def tiles(batches: int, tokens: int, columns: int, depth: int, itemsize: int, parts: int = 1) -> Tiles:
     """Choose the tile sizes of a streaming product by fixed rules: 16 KiB of the right side a step.
 
-    Columns are halved from 128 bytes of a row until there are 256 programs, enough to ask for memory from every
-    multiprocessor, but never under 64 bytes.
+    One token takes up to 2 KiB of a column at once, several 512 bytes; columns are halved until there are 256 programs,
+    enough to ask for memory from every multiprocessor.
     """
-    width = 128 // itemsize
-    while width * itemsize > 64 and batches * ceil_div(columns, width) < 256:
-        width //= 2
-    width = max(16, width)
     alone = tokens == 1
+    rows = 1 if alone else min(64, max(16, power_of_two(tokens)))
+    crowding = (2 if rows > 16 else 1) * (2 if rows > 32 else 1)  # shared memory holds the left side as well
+    deepest = 2048 // itemsize if alone else min(256, 512 // itemsize) // crowding
+    step, narrowest = min(deepest, max(16, power_of_two(depth))), 8 if alone else 16
+    width = min(128, max(narrowest, 2**14 // (step * itemsize) // (2 if rows > 32 else 1)))
+    while width > narrowest and batches * ceil_div(columns, width) < 256:
+        width //= 2
     # the parts of a tile of several tokens are not kept in shared memory, and those of one token as few as may be
     stages = 4 if parts == 1 else 2 if alone else 1
-    rows = 1 if alone else min(64, max(16, power_of_two(tokens)))
-    deepest = max(32, 2**14 // (width * itemsize) // (2 if rows > 16 else 1) // (2 if rows > 32 else 1))
-    step = min(deepest, max(16, power_of_two(depth)))
     return Tiles(width, step, rows, warps=4, stages=stages, vector=alone)
 
 
 def candidates(tokens: int, columns: int, depth: int, itemsize: int, parts: int = 1) -> list[Tiles]:
-    """List the tile sizes that are worth a measurement, the likely ones of thousands."""
-    whole = power_of_two(max(16, depth))
+    """List the tile sizes that are worth a measurement: those that were among the best for some layer on an H100.
+
+    One token takes narrow tiles and long pieces of every column, several take tiles that tensor cores share.
+    """
+    whole, widest = max(16, power_of_two(depth)), max(16, power_of_two(columns))
+    widths, steps = ((8, 16, 32), (256, 512, 1024, 2048)) if tokens == 1 else ((32, 64, 128), (128, 256, 512))
+    widths, steps = sorted({min(each, widest) for each in widths}), sorted({min(each, whole) for each in steps})
     found = []
-    for width, step, warps in itertools.product((16, 32, 64, 128), (64, 128, 256, 512, 1024), (2, 4, 8)):
-        if (width * itemsize < 32 or width > power_of_two(columns)) or step > whole:
-            continue
+    for width, step, warps in itertools.product(widths, steps, (4, 8)):
         held = step * width * itemsize
-        if not 2**11 <= held <= 2**16 or not 32 <= held // (32 * warps) <= 512:
+        if held > 2**15 or not 8 <= held // (32 * warps) <= 256:
             continue
         if tokens == 1:
             found.append(Tiles(width, step, 1, warps, 3, vector=True))
-        rows = min(64, max(16, power_of_two(tokens)))
-        found += [Tiles(width, step, rows, warps, stages) for stages in ((2, 4) if parts == 1 else (1,))]
+        else:
+            rows = min(64, max(16, power_of_two(tokens)))
+            found += [Tiles(width, step, rows, warps, stages) for stages in ((2, 4) if parts == 1 else (1,))]
     return found
 
 
@@ -294,7 +280,7 @@ def sum_kernel(
 ):
     """Sum BLOCK numbers over parts that lie SIZE apart, in float32."""
     begin(SIGNAL)
-    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     wait(WAIT)
     total = summed(left + at, at < SIZE, SIZE, None, at, at < SIZE, 0, PARTS)
     tl.store(out + at, total.to(out.dtype.element_ty), mask=at < SIZE)

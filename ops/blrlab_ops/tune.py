@@ -95,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", default="all", help=f"all, or some of {', '.join(cost.FORMATS[1:])}")
     parser.add_argument("--shape", action="append", help="format:TOKENSxINxOUT:bB1xB2:rRANK, repeatable")
-    parser.add_argument("--dtype", default="bfloat16", choices=dispatch.TRITON_DTYPES)
+    parser.add_argument("--dtype", default="bfloat16", choices=(*dispatch.TRITON_DTYPES, "int8"))
     parser.add_argument("--again", action="store_true", help="measure also what is kept already")
     return parser
 

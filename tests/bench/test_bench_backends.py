@@ -2,7 +2,10 @@
 
 import importlib.util
 import math
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import blrlab_ops
@@ -132,6 +135,53 @@ def test_int8_reads_int8_and_asks_for_one_reduction_where_there_is_one_token(pro
     assert not judge.judge(y, None).passed, "the rounding of its weights is no error of its product"
 
 
+STREAMED = """
+import sys, torch
+from blrlab_ops import launching, testing
+from blrlab_ops.testing import Case
+from blrlab.bench import backends, gemv
+from blrlab.bench.gate import Judge
+from blrlab.bench.problem import Problem
+
+for tokens in (1, 5):
+    case = Case("dense", tokens, 72, 36, (1, 1), 0)
+    x, W = torch.randn(tokens, 72), torch.randn(72, 36)
+    y = backends.BACKENDS["triton_gemv"].make(Problem("own", "a", case, W, x), W)()
+    torch.testing.assert_close(y, x @ W)
+    for parts in (1, 2, 4):
+        cut = x.new_full((tokens, 36), float("nan"))
+        launching.run(gemv.launches(x, W, cut, None, parts), x.device)
+        torch.testing.assert_close(cut, x @ W, rtol=1e-4, atol=1e-4)
+    for format, blocks, rank in (("low_rank", (1, 1), 8), ("monarch", (3, 3), 5), ("blast", (3, 3), 8)):
+        case = Case(format, tokens, 72, 36, blocks, rank)
+        each = Problem("own", "a", case, testing.random_factors(format, 72, 36, blocks, rank), x)
+        run = backends.BACKENDS["int8_streaming"]
+        y, judge = run.make(each, each.kernel)(), Judge(each)
+        assert judge.judge(y, None, run.truth(each.kernel)).passed, (format, tokens)
+        assert 1e-4 < run.quantisation_error(each.kernel) < 0.02
+"""
+
+
+def test_streaming_kernels_on_dense_and_int8_weights() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", STREAMED],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("format", ["dense", "low_rank", "monarch", "blast"])
+def test_streaming_kernels_decline_a_cpu_and_many_tokens(problem, format: str) -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    sentence = why_not("triton_gemv" if format == "dense" else "int8_streaming", problem(format))
+    assert sentence is not None
+    assert "'cpu' is not a CUDA device" in sentence
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_weights_are_rounded_to_int8_by_column(dtype: str) -> None:
     weight = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1.0, 0.0, 10.0])
@@ -216,7 +266,8 @@ def test_every_backend_has_its_formats_and_only_own_kernels_the_closer_budget() 
     assert {name: backend(name).ops for name in names() if backend(name).ops != FORMATS} == {
         "torch_linear": ("dense",),
         "int8_weight_only": ("dense",),
-        **dict.fromkeys(("ref", "torch_bmm", "triton_streaming", "triton_two_stage"), FORMATS[1:]),
+        "triton_gemv": ("dense",),
+        **dict.fromkeys(("int8_streaming", "ref", "torch_bmm", "triton_streaming", "triton_two_stage"), FORMATS[1:]),
         "triton_fused": ("monarch",),
         "triton_late_mixing": ("blast",),
         "triton_three_stage": ("blast",),

@@ -127,7 +127,8 @@ def test_rows_are_complete_verified_and_timed(net, settings, phase, dtype):
     assert {row["impl"] for row in rows if row["op"] == "blast"} == torch_impls | compiled
     assert {row["op"] for row in rows} == set(formats)
     for row in rows:
-        assert set(row) == FIELDS, row.get("reason")
+        # a clock that is read once may beat the bound of so small a net, which a note then says
+        assert set(row) - {"note"} == FIELDS, row.get("reason")
         assert row["passed"] is True
         assert 0 < row["p20"] <= row["p50"] <= row["p80"]
         assert 0 <= row["error"] <= row["error_budget"] < 0.2

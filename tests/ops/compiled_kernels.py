@@ -1,14 +1,34 @@
-"""Compile representative launches for each chip and print JSON lines, for test_ops_ahead_of_time.py."""
+"""Compile launches for each chip without a GPU and print JSON lines, for test_ops_ahead_of_time.py.
 
+Representative launches for all chips, and every committed configuration for the chip that it was tuned on.
+`tests/compile_all.py` shares the functions without an underscore.
+"""
+
+import functools
 import importlib
 import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
-from blrlab_ops import dispatch, launching
+from blrlab_ops import devices, dispatch, int8, int8_streaming, launching
+from blrlab_ops.launching import Launch
 from blrlab_ops.testing import Case, random_factors
+from blrlab_ops.tuning import from_json, store
+from torch import Tensor
+
+RESERVED = 1024  # bytes of a multiprocessor's shared memory that no program gets
+# Largest shared memory of one program, by compute capability such as 86.
+LIMITS = {
+    10 * device.compute_capability[0] + device.compute_capability[1]: device.shared_bytes_per_sm - RESERVED
+    for device in devices.DEVICES.values()
+    if device.compute_capability
+}
 
 LARGE = (("low_rank", (1, 1), 1024), ("monarch", (16, 16), 64), ("blast", (16, 16), 1024))
-ONE, FEW, MANY = (tuple(Case(format, n, 4096, 4096, *cut) for format, *cut in LARGE) for n in (1, 16, 1024))
+ONE, FEW, MANY = (
+    tuple(Case(format, n, 4096, 4096, blocks, rank) for format, blocks, rank in LARGE) for n in (1, 16, 1024)
+)
 SMALL = (  # c_attn of GPT2-S and fc2 of ViT-B
     Case("low_rank", 384, 768, 2304, (1, 1), 192),
     Case("monarch", 384, 768, 2304, (4, 4), 48),
@@ -37,51 +57,98 @@ JOBS = (
 LEFT_OUT = [(FEW[2], "triton_late_mixing"), (MANY[2], "triton_late_mixing")]
 
 
+class Operands(NamedTuple):
+    """A layer's operands on the "meta" device, packed for an implementation: its module, or what stands for it."""
+
+    module: Any
+    x: Tensor
+    weights: tuple[Tensor, ...]
+    bias: Tensor
+    y: Tensor
+
+
 def main() -> None:
-    compiled = set()
+    sizes: dict[tuple, int] = {}
     for layers, dtype, capabilities in JOBS:
         for capability in capabilities:
-            launching.overlaps = lambda device, at=capability: at >= 90  # there is no device to ask
             for layer in layers:
                 for impl in filter(dispatch.is_triton, dispatch.impls(layer.format)):
                     if (layer, impl) not in LEFT_OUT:
-                        _compile(layer, impl, dtype, capability, compiled)
+                        _compile(layer, impl, dtype, capability, sizes)
+    for committed, layer, impl, dtype, capability, config in _committed():
+        _compile(layer, impl, dtype, capability, sizes, config, committed)
 
 
-def _compile(layer: Case, impl: str, dtype: torch.dtype, capability: int, compiled: set) -> None:
-    for place, launch in enumerate(_launches(layer, impl, dtype)):
-        row = {"format": layer.format, "impl": impl, "kernel": launch.kernel.__name__, "dtype": str(dtype)}
-        row |= {"tokens": layer.tokens, "place": place, "capability": capability, "early": launch.early}
-        row["signals"] = bool(launch.constants.get("SIGNAL"))
-        known = (capability, *_specialised(launch))
-        row["again"] = known in compiled
-        if known not in compiled:
-            compiled.add(known)
-            row["shared"] = launching.compile_for(launch, capability)
-        print(json.dumps(row))
+def operands(layer: Case, impl: str, dtype: torch.dtype) -> Operands:
+    """Make a layer's operands, of no memory; int8 is of the weights, beside an x of bfloat16."""
+    of_x = torch.bfloat16 if dtype == torch.int8 else dtype
+    shapes = (layer.tokens, layer.in_features), (layer.out_features,), (layer.tokens, layer.out_features)
+    x, bias, y = (torch.empty(shape, dtype=of_x, device="meta") for shape in shapes)
+    factors = _factors(layer._replace(tokens=0), of_x)
+    if dtype == torch.int8:
+        module, weights = int8_streaming.Implementation(layer.format), int8_streaming.in_order(int8.quantise(factors))
+    else:
+        module, weights = importlib.import_module(f"blrlab_ops.{layer.format}.{impl}"), factors.values()
+    return Operands(module, x, module.pack(*weights), bias, y)
 
 
-def _specialised(launch: launching.Launch) -> tuple:
+def launches(given: Operands, capability: int, config: dict[str, Any] | None = None) -> list[Launch]:
+    """Describe the launches of a layer on a chip; None: with the tiles of fixed rules."""
+    launching.overlaps = lambda device: capability >= 90  # there is no device to ask
+    return given.module.launches(given.x, *given.weights, given.bias, given.y, config=config or {})
+
+
+def specialised(launch: Launch) -> tuple:
     """Return what a compiled kernel depends on."""
-    given = tuple(
-        value.dtype if isinstance(value, torch.Tensor) else value if value in (None, 1) else value % 16 == 0
-        for value in launch.arguments.values()
-    )
+    given = tuple(map(_specialised, launch.arguments.values()))
     return launch.kernel.__name__, *launch.constants.values(), given, launch.warps, launch.stages, launch.early
 
 
-def _launches(layer: Case, impl: str, dtype: torch.dtype) -> list[launching.Launch]:
-    module = importlib.import_module(f"blrlab_ops.{layer.format}.{impl}")
-    weights = module.pack(*random_factors(layer.format, *layer[2:], dtype=dtype, device="meta").values())
-    x, y, bias = (
-        torch.empty(shape, dtype=dtype, device="meta")
-        for shape in (
-            (layer.tokens, layer.in_features),
-            (layer.tokens, layer.out_features),
-            (layer.out_features,),
-        )
-    )
-    return module.launches(x, *weights, bias, y)
+def _specialised(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.dtype
+    return value if value in (None, 1) else (value % 16 == 0, abs(value) < 2**31)
+
+
+@functools.cache
+def _factors(layer: Case, dtype: torch.dtype) -> dict[str, Tensor]:
+    return random_factors(layer.format, *layer[2:], dtype=dtype, device="meta")
+
+
+def _committed() -> Iterator[tuple]:
+    """List the committed configurations of Triton kernels, for the chips that they were tuned on."""
+    for file in sorted(store.DEFAULTS.glob("*.json")):
+        name, table = from_json(file.read_text(encoding="utf-8"))
+        device = devices.match(name)
+        if device is None or device.compute_capability is None:
+            raise ValueError(f"{file} is of {name!r}, whose compute capability `devices` does not know")
+        major, minor = device.compute_capability
+        for key, entries in table.items():
+            layer = Case(key.format, key.tokens, key.in_features, key.out_features, key.blocks, key.rank)
+            for impl, entry in entries.items():
+                if dispatch.is_triton(impl):
+                    committed = name, str(key)
+                    yield committed, layer, impl, getattr(torch, key.dtype), 10 * major + minor, entry.config
+
+
+def _compile(
+    layer: Case,
+    impl: str,
+    dtype: torch.dtype,
+    capability: int,
+    sizes: dict[tuple, int],
+    config: dict[str, Any] | None = None,
+    committed: tuple[str, str] | None = None,
+) -> None:
+    """Print a line a launch; what was compiled before is looked up in `sizes`."""
+    for place, launch in enumerate(launches(operands(layer, impl, dtype), capability, config)):
+        row = {"format": layer.format, "impl": impl, "kernel": launch.kernel.__name__, "dtype": str(dtype)}
+        row |= {"tokens": layer.tokens, "place": place, "capability": capability, "early": launch.early}
+        row |= {"signals": bool(launch.constants.get("SIGNAL")), "committed": committed, "limit": LIMITS[capability]}
+        known = (capability, *specialised(launch))
+        if known not in sizes:
+            sizes[known] = launching.compile_for(launch, capability)
+        print(json.dumps(row | {"shared": sizes[known]}))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import importlib
 import blrlab_ops
 import pytest
 import torch
-from blrlab_ops import dispatch, testing
+from blrlab_ops import dispatch, joined, testing
 from blrlab_ops.testing import Case
 
 LAYERS = {
@@ -14,7 +14,7 @@ LAYERS = {
     "blast": Case("blast", 21, 30, 42, (3, 2), 7),
 }
 KERNELS = [(format, impl) for format in LAYERS for impl in dispatch.impls(format) if dispatch.is_triton(impl)]
-FAR_ROWS, FAR_STRIDE = 131, 2**24  # offsets inside a tile, of 128 rows at most, are of 32 bits
+FAR = ((2**30, 1), (1, 2**27))  # strides of x [3, 30] that lead beyond 2^31 elements, inside one tile
 each_kernel = pytest.mark.parametrize(("format", "impl"), KERNELS)
 
 
@@ -119,11 +119,12 @@ def test_the_tiles_of_a_gpu(layer, monkeypatch):
 
 
 @each_kernel
-def test_rows_beyond_2_to_the_31_elements(format, impl):
-    x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=FAR_ROWS), dtype=torch.float16)
-    memory = torch.empty(FAR_ROWS * FAR_STRIDE, dtype=torch.float16)  # untouched pages cost nothing
-    assert memory.numel() > 2**31 + FAR_STRIDE
-    far = memory.as_strided((FAR_ROWS, 30), (FAR_STRIDE, 1))
+@pytest.mark.parametrize("strides", FAR)
+def test_an_input_beyond_2_to_the_31_elements(format, impl, strides):
+    x, factors, bias = testing.random_operands(LAYERS[format]._replace(tokens=3), dtype=torch.float16)
+    span = 2 * strides[0] + 29 * strides[1] + 1
+    assert span > 2**31
+    far = torch.empty(span, dtype=torch.float16).as_strided((3, 30), strides)  # untouched pages cost nothing
     far.copy_(x)
     y = blrlab_ops.linear(far, factors, bias, impl=impl)
     assert torch.equal(y, blrlab_ops.linear(x, factors, bias, impl=impl))
@@ -144,3 +145,21 @@ def test_the_interpreter_is_never_chosen_and_refuses_bfloat16(format):
     for impl in filter(dispatch.is_triton, dispatch.impls(format)):
         assert blrlab_ops.why_not(format, impl, "cpu", torch.float16) is None
         assert "bfloat16" in blrlab_ops.why_not(format, impl, "cpu", torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("format", "impl"),
+    [
+        *((format, impl) for format, impl in KERNELS if format == "monarch"),
+        ("low_rank", "triton_streaming"),
+        *(("blast", impl) for impl in joined.JOINED_BLAST),
+    ],
+)
+@pytest.mark.parametrize("tokens", [21, 1])
+def test_joined_layers_give_what_each_gives_alone(format, impl, tokens):
+    each = [testing.random_factors(format, *LAYERS[format][2:]) for _ in range(3)]
+    x, bias, residual = torch.randn(tokens, 30), torch.randn(126), torch.randn(tokens, 126)
+    found = joined.linear(x, joined.join(each), bias, activation="silu", residual=residual, impl=impl)
+    for y, factors, b, r in zip(found, each, bias.chunk(3), residual.chunk(3, -1), strict=True):
+        expected = blrlab_ops.linear(x, factors, b, activation="silu", residual=r, impl="ref")
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)

@@ -47,7 +47,7 @@ HELD = [
     (Case("blast", 21, 96, 70, (2, 5), 24), "triton_three_stage", _both(_held()), ((32, 16), None, (32, 0))),
     (Case("blast", 21, 96, 70, (2, 5), 33), "triton_two_stage", {"second": _held()}, (None, (32, 16))),
     (Case("blast", 21, 192, 70, (1, 2), 20), "triton_late_mixing", {"first": _held()}, ((128, 64), None)),
-    (Case("blast", 1, 10, 70, (2, 2), 20), "triton_late_mixing", {"first": _held()}, ((16, 0), None)),
+    (Case("blast", 17, 10, 70, (2, 2), 20), "triton_late_mixing", {"first": _held()}, ((16, 0), None)),
 ]
 PRODUCTS = [
     (Case("low_rank", 37, 50, 70, (1, 1), 33), "triton_two_stage", _both(_product(16, 32, 16))),
@@ -84,8 +84,8 @@ STREAMING = [
     *(
         (Case("blast", tokens, 69, 70, blocks, 37), "triton_streaming", _both(tiles, middle=middle))
         for tokens, blocks, tiles, middle in (
-            (1, (3, 2), _vector(32, 64), {}),
-            (1, (3, 5), _vector(16, 16), {}),
+            (1, (3, 2), _vector(32, 64), _mix(1, 32, False)),
+            (1, (3, 5), _vector(8, 16), _mix(16, 16, True)),
             (1, (3, 2), _stream(32, 16), {}),
             (1, (1, 2), _stream(32, 64), {}),
             (3, (3, 5), _vector(32, 16), _mix(2, 32, False)),
@@ -94,7 +94,11 @@ STREAMING = [
         )
     ),
     *(
-        (Case("blast", tokens, 69, 70, (3, 5), 37), "triton_late_mixing", {"second": tiles})
+        (
+            Case("blast", tokens, 69, 70, (3, 5), 37),
+            "triton_late_mixing",
+            _both(tiles) if tokens < 17 else {"second": tiles},
+        )
         for tokens, tiles in ((1, _vector(32, 64)), (3, _vector(16, 16)), (5, _stream(16, 64)), (21, _stream(32, 16)))
     ),
 ]

@@ -26,9 +26,12 @@ def test_impl_none_takes_torch_bmm_on_the_cpu(format):
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_impls_and_why_not(format):
-    own = {"low_rank": (), "monarch": ("triton_fused",), "blast": ("triton_three_stage", "triton_late_mixing")}
-    everywhere = ("triton_streaming", "triton_two_stage")
-    assert blrlab_ops.impls(format) == ("ref", "torch_bmm", *own[format], *everywhere)
+    own = {
+        "low_rank": ("triton_streaming", "triton_two_stage"),
+        "monarch": ("triton_fused", "triton_streaming", "triton_two_stage"),
+        "blast": ("triton_two_stage", "triton_late_mixing", "triton_streaming", "triton_three_stage"),
+    }
+    assert blrlab_ops.impls(format) == ("ref", "torch_bmm", *own[format])
     for impl in ("ref", "torch_bmm"):
         for device in ("cpu", torch.device("cpu")):
             for dtype in (torch.float64, "bfloat16"):

@@ -58,8 +58,10 @@ def test_packed_factors_come_back_with_their_strides_and_compute_the_same(tmp_pa
     assert_same(loaded, packed)
     assert torch.equal(loaded_bias, bias)
     assert layers["plain"][1] is None
-    expected = blrlab_ops.linear(x, packed, bias, impl=impl)
-    assert torch.equal(blrlab_ops.linear(x, loaded, loaded_bias, impl=impl), expected)
+    # to the last bit but one: a product on a CPU depends on where in memory its operands begin
+    torch.testing.assert_close(
+        blrlab_ops.linear(x, loaded, loaded_bias, impl=impl), blrlab_ops.linear(x, packed, bias, impl=impl)
+    )
 
 
 @pytest.mark.parametrize("impl", [None, "torch_bmm", "ref"])
@@ -69,9 +71,9 @@ def test_modules_are_saved_with_the_implementation_they_are_packed_for(tmp_path,
     files.save(tmp_path / "one", {"a": layer})
     (factors, bias) = files.load(tmp_path / "one", impl=impl)["a"]
     assert_same(factors, layer.factors)
-    assert described(tmp_path / "one")["layers"]["a"]["impl"] == (impl or "torch_bmm")
+    assert described(tmp_path / "one")["layers"]["a"]["impl"] == impl
     x = torch.randn(7, 24)
-    assert torch.equal(nn.layer(factors, bias, impl)(x), layer(x))
+    torch.testing.assert_close(nn.layer(factors, bias, impl)(x), layer(x))
     assert not any(tensor.requires_grad for tensor in (*factors.values(), bias))
 
 
@@ -118,8 +120,8 @@ def test_others_read_the_file_by_its_metadata(tmp_path):
         "layers": {
             "a": {
                 "format": "monarch",
-                "impl": "torch_bmm",
-                "permute": {"V": [0, 2, 3, 1], "U": [1, 0, 2, 3], "bias": [0]},
+                "impl": None,
+                "permute": {"V": [0, 2, 3, 1], "U": [2, 0, 3, 1], "bias": [0]},
             }
         },
     }

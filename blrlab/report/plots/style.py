@@ -48,6 +48,7 @@ BACKEND_COLOURS = {
     "torch_compile_max_autotune": "olive",
     "xla": "sky",
     "int8_weight_only": "pink",
+    "int8_streaming": "pink",
     "triton": "blue",
     "triton_two_stage": "blue",
     "ref": "muted",

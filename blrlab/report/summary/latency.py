@@ -21,7 +21,7 @@ from blrlab.report.groups import Record, finite, grouped, latest, text
 
 OPS = ("dense", "low_rank", "monarch", "blast")
 IMPLS = tuple(words.BACKENDS)
-QUANTISED = ("int8_weight_only",)
+QUANTISED = ("int8_weight_only", "int8_streaming")
 # What a backend of factored layers is called where it runs dense ones.
 DENSE_TWIN = {"torch_bmm": "torch_eager"}
 

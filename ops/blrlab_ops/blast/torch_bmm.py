@@ -15,6 +15,8 @@ from torch import Tensor
 
 from blrlab_ops import batched
 
+from . import layout
+
 
 def linear(x: Tensor, V: Tensor, S: Tensor, U: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply, x [..., i] -> [..., o]; the bias joins the last product."""
@@ -50,5 +52,5 @@ def gradients(
 
 
 def pack(V: Tensor, S: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Store S as [r, b2, b1] in memory and the rest contiguously; shapes and values stay."""
-    return V.contiguous(), S.permute(2, 1, 0).contiguous().permute(2, 1, 0), U.contiguous()
+    """Store V as [b1, r, p], S as [r, b2, b1] and U as [b2, q, r] in memory; shapes and values stay."""
+    return layout.rows(V), layout.ranks_first(S), layout.rows(U)

@@ -6,6 +6,9 @@ Stage one stores Z[l] = x[l] V[l] at [n, b1, r]; stage two is W[:, :, rho] = Z[:
 rho, [n, b1] x [b1, b2], stored at [n, b2, r]; stage three is W[k] U[k], with bias and epilogue. Z and W are rounded to
 the dtype of x. S is padded to 16 x 16 there: b1 = b2 = 16 pays nothing for it, fewer blocks do. What the middle stage
 moves is Z and W, 2 n r (b1 + b2) bytes of 16-bit numbers, from and to the L2 where it holds them.
+
+Layers that share x (`blrlab_ops.joined`) have a U [g, b2, r, q], and their ranks side by side in V and S: three
+launches for all of them.
 """
 
 from typing import NamedTuple
@@ -23,8 +26,9 @@ from blrlab_ops.triton_parts import INTERPRETED, begin, wait
 from blrlab_ops.triton_product import Tiles, ceil_div, power_of_two, product, strides
 from blrlab_ops.triton_streaming import summed
 
+from .layout import TENSOR_BLOCKS, pack
 from .torch_bmm import gradients
-from .triton_two_stage import bias_of_blocks, blocks_of, pack, tuned
+from .triton_two_stage import bias_of_blocks, blocks_of, tuned
 
 __all__ = ["launches", "linear", "pack"]
 
@@ -144,20 +148,36 @@ def launches(
     config: Config | None = None,
 ) -> list[Launch]:
     """Describe the three launches that fill y [n, o] from x [n, i]."""
+    groups, U = joined_blocks(U)
     b1, p, rank = V.shape
-    tokens, b2, early = x.shape[0], U.shape[0], launching.overlaps(x.device)
+    tokens, b2, early = x.shape[0], S.shape[1], launching.overlaps(x.device)
     found = tuned("triton_three_stage", x, V, U) if config is None else config
     Z, W = x.new_empty(tokens, b1, rank), x.new_empty(tokens, b2, rank)
     x_blocks = x.unflatten(1, (b1, p)).transpose(0, 1)  # [b1, n, p]
     size = configs.size(found, "first", Tiles)
     first = product(x_blocks, V, Z.transpose(0, 1)[:, :, None], size=size, signal=early)
     middle = mix(Z, S, W, configs.size(found, "middle", MixTiles), early)
-    blocks, size = W.transpose(0, 1), configs.size(found, "second", Tiles)  # [b2, n, r]
+    blocks, size = ranks_of_groups(W, groups), configs.size(found, "second", Tiles)  # [g, b2, n, r]
     return [
         first,
         middle,
         product(blocks, U, blocks_of(y, U), bias_of_blocks(bias, U), epilogue, size, wait=early),
     ]
+
+
+def joined_blocks(U: Tensor) -> tuple[int, Tensor]:
+    """Return how many layers U is of, and the output blocks of all, [g b2, r, q]."""
+    return (U.shape[0], U.flatten(0, 1)) if U.ndim == 4 else (1, U)
+
+
+def ranks_of_groups(W: Tensor, groups: int) -> Tensor:
+    """View W [n, b2, g r] as [g, b2, n, r]."""
+    return W.unflatten(2, (groups, -1)).permute(2, 1, 0, 3)
+
+
+def out_features(V: Tensor, S: Tensor, U: Tensor) -> int:
+    """Return o, or g o of joined layers."""
+    return U.shape[:-2].numel() * U.shape[-1]
 
 
 def mix(Z: Tensor, S: Tensor, W: Tensor, size: MixTiles | None, early: bool) -> Launch:
@@ -179,7 +199,7 @@ def mix(Z: Tensor, S: Tensor, W: Tensor, size: MixTiles | None, early: bool) -> 
 
 def tiles(tokens: int, b1: int, b2: int, rank: int) -> MixTiles:
     """Choose the tile of the middle stage by fixed rules: on tensor cores where 16 x 16 is mostly used."""
-    if min(b1, b2) < 12:
+    if min(b1, b2) < TENSOR_BLOCKS:
         rows = max(1, min(16, power_of_two(tokens)))
         return MixTiles(rows, min(64, power_of_two(rank)), warps=4, tensor=False)
     rows = min(64 if INTERPRETED else 32, max(16, power_of_two(tokens)))
@@ -203,4 +223,4 @@ def mix_candidates(tokens: int, rank: int) -> list[MixTiles]:
     return found + [MixTiles(size, ranks, 4, tensor=False) for size in rows for ranks in widths if size * ranks <= 2048]
 
 
-linear = operator("blast", "three_stage", "VSU", lambda V, S, U: U.shape[0] * U.shape[2], launches, gradients)
+linear = operator("blast", "three_stage", "VSU", out_features, launches, gradients)

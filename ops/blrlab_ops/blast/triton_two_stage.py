@@ -6,7 +6,7 @@ Stage one owns a tile of tokens and ranks and all input blocks: it makes z_l = x
 other and adds S[l,k] z_l to the sums of up to 16 output blocks, all in float32 and in registers. So every
 multiplication by S is done once, z never reaches memory, and W [b2, n, r] = sum_l S[l,k] z_l is the one
 intermediate, stored in the dtype of x. Stage two is y[k] = W[k] U[k] + bias[k]. More than 16 output blocks
-take several programs, each with its own z. Factors may have any strides; contiguous ones are read best.
+take several programs, each with its own z.
 """
 
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from blrlab_ops.launching import Launch
 from blrlab_ops.triton_parts import INTERPRETED, begin
 from blrlab_ops.triton_product import Tiles, ceil_div, power_of_two, product, strides
 
+from . import layout
 from .torch_bmm import gradients
 
 __all__ = ["launches", "linear", "pack"]
@@ -129,7 +130,7 @@ def launches(
 def tuned(impl: str, x: Tensor, V: Tensor, U: Tensor) -> Config:
     """Look up what tuning found for a BLAST layer."""
     features, blocks = (V.shape[0] * V.shape[1], U.shape[0] * U.shape[2]), (V.shape[0], U.shape[0])
-    return configs.tuned("blast", impl, x.shape[0], features, blocks, V.shape[2], x.dtype, x.device)
+    return configs.tuned("blast", impl, x.shape[0], features, blocks, V.shape[2], V.dtype, x.device)
 
 
 def blocks_of(y: Tensor, U: Tensor) -> Tensor:
@@ -155,8 +156,8 @@ def tiles(tokens: int, blocks: int, rank: int, depth: int, interpreted: bool = F
 
 
 def pack(V: Tensor, S: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Store all factors contiguously."""
-    return V.contiguous(), S.contiguous(), U.contiguous()
+    """Store V as [b1, r, p] and U as [b2, q, r] in memory, and S contiguously; shapes and values stay."""
+    return layout.rows(V), S.contiguous(), layout.rows(U)
 
 
 def _mix(x: Tensor, V: Tensor, S: Tensor, W: Tensor, size: MixTiles | None, signal: bool) -> Launch:

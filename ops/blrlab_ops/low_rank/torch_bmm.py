@@ -8,6 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .layout import pack
+
+__all__ = ["gradients", "linear", "pack"]
+
 
 def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply, x [..., i] -> [..., o]; the bias joins the second product."""
@@ -23,8 +27,3 @@ def gradients(grad: Tensor, x: Tensor, V: Tensor, U: Tensor, *, needs: Sequence[
     dV = x.T @ dT if needs[1] else None
     dU = (x @ V).T @ grad if needs[2] else None
     return dx, dV, dU
-
-
-def pack(V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
-    """Store both factors contiguously."""
-    return V.contiguous(), U.contiguous()

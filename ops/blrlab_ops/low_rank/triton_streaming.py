@@ -16,7 +16,8 @@ from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
 from blrlab_ops.triton_streaming import Scales, Tiles, stream, sum_parts
 
-from .torch_bmm import gradients, pack
+from .layout import pack
+from .torch_bmm import gradients
 from .triton_two_stage import tuned
 
 __all__ = ["launches", "linear", "pack"]
@@ -67,7 +68,7 @@ def parts_of(in_features: int, most: int = 8) -> int:
 
 def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:
     """List the tiles worth a measurement, by launch."""
-    tokens, rank, itemsize = x.shape[0], V.shape[1], x.element_size()
+    tokens, rank, itemsize = x.shape[0], V.shape[1], V.element_size()
     parts = parts_of(V.shape[0])
     first = triton_streaming.candidates(tokens, rank, V.shape[0] // parts, itemsize)
     alone = tokens <= 1 or parts == 1

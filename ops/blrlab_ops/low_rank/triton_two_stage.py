@@ -13,7 +13,8 @@ from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
 from blrlab_ops.triton_product import Tiles, product
 
-from .torch_bmm import gradients, pack
+from .layout import pack
+from .torch_bmm import gradients
 
 __all__ = ["launches", "linear", "pack"]
 
@@ -39,7 +40,7 @@ def launches(
 def tuned(impl: str, x: Tensor, V: Tensor, U: Tensor) -> Config:
     """Look up what tuning found for a low-rank layer."""
     features = (V.shape[0], U.shape[1])
-    return configs.tuned("low_rank", impl, x.shape[0], features, (1, 1), V.shape[1], x.dtype, x.device)
+    return configs.tuned("low_rank", impl, x.shape[0], features, (1, 1), V.shape[1], V.dtype, x.device)
 
 
 def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:

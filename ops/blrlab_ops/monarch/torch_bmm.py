@@ -5,8 +5,8 @@ Shapes: x [..., b1 p], V [b1, b2, p, r'], U [b1, b2, r', q], bias [b2 q].
 The first product is batched over input blocks l and the second over output blocks k, so the result of the
 first must be readable both ways. Ranks before blocks and tokens last does it: T [b1, r', b2, n] is [b1, (r'
 b2), n] to the first product and, for the second, T[:, :, k] is a matrix [(b1 r'), n] of row stride b2 n. For
-that V must lie in memory as [b1, r', b2, p] and U as [b2, b1, r', q]; `pack` stores them so (their shapes
-stay), and factors stored otherwise are copied in every call. T is rounded to the dtype of x.
+that V must lie in memory as [b1, r', b2, p] and b1 r' of U as one dimension; `pack` stores U as [b2, q, b1, r']
+(shapes stay), and a V stored otherwise is copied in every call. T is rounded to the dtype of x.
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from blrlab_ops import batched
+
+from .layout import pack
+
+__all__ = ["gradients", "linear", "pack"]
 
 
 def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -42,12 +46,6 @@ def gradients(grad: Tensor, x: Tensor, V: Tensor, U: Tensor, *, needs: Sequence[
         T = _first_stage(x_blocks.transpose(1, 2), V)
         dU = (T @ grad_blocks).unflatten(1, (b1, rank)).transpose(0, 1)
     return dx, dV, dU
-
-
-def pack(V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
-    """Store V as [b1, r', b2, p] and U as [b2, b1, r', q] in memory; shapes and values stay."""
-    V_rows, U_rows = V.permute(0, 3, 1, 2).contiguous(), U.transpose(0, 1).contiguous()
-    return V_rows.permute(0, 2, 3, 1), U_rows.transpose(0, 1)
 
 
 def _first_stage(x_blocks: Tensor, V: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from blrlab_ops.launching import Launch
 from blrlab_ops.triton_parts import finish
 from blrlab_ops.triton_product import ceil_div, halves, power_of_two, strides
 
+from .layout import pack
 from .torch_bmm import gradients
 from .triton_two_stage import bias_of_blocks, tuned
 
@@ -105,12 +106,11 @@ def chain_kernel(
     chunks: tl.constexpr = (P + BD - 1) // BD
     program = tl.program_id(0)
     block = (program // column_tiles % B2).to(tl.int64)
-    first_row = (program // (column_tiles * B2)) * BN
-    rows = tl.arange(0, BN)
-    rows_mask = first_row + rows < tokens
+    rows = ((program // (column_tiles * B2)) * BN + tl.arange(0, BN)).to(tl.int64)
+    rows_mask = rows < tokens
     columns = (program % column_tiles) * BC + tl.arange(0, BC)
     columns_mask = columns < Q
-    x_rows = x + first_row.to(tl.int64) * x_row + rows[:, None] * x_row
+    x_rows = x + rows[:, None] * x_row
     V += block * V_to
     U += block * U_to
     total = tl.zeros((BN, BC), dtype=tl.float32)
@@ -118,7 +118,7 @@ def chain_kernel(
     for step in range(0, RANK_CHUNKS * B1 * chunks):
         first_rank = step // (B1 * chunks) * (R1 + R2)
         source = wide + step // chunks % B1
-        depth = (step % chunks) * BD + tl.arange(0, BD)
+        depth = (step % chunks) * BD + tl.arange(0, BD).to(tl.int64)
         depth_mask = depth < P
         WHOLE: tl.constexpr = P % BD == 0
         if WHOLE:
@@ -140,7 +140,7 @@ def chain_kernel(
                 rows_mask, depth_mask, columns_mask, ranks2, RANK, WHOLE,
             )  # fmt: skip
 
-    offsets = block * y_block + first_row.to(tl.int64) * y_row + rows[:, None] * y_row + columns[None, :]
+    offsets = block * y_block + rows[:, None] * y_row + columns[None, :]
     mask = rows_mask[:, None] & columns_mask[None, :]
     bias_offsets = block * bias_block + columns * bias_column
     total = finish(total, bias, multiply, residual, offsets, mask, bias_offsets, columns_mask, ACTIVATION)
@@ -192,11 +192,6 @@ def tiles(tokens: int, p: int, q: int, rank: int, itemsize: int) -> Tiles:
     rows = min(widest, max(16, power_of_two(tokens)))
     depth = 64 if p % 64 == 0 and itemsize == 2 and rank <= 64 else 32
     return Tiles(rows, min(widest, max(16, power_of_two(q))), min(depth, max(16, power_of_two(p))), 4, 3)
-
-
-def pack(V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
-    """Store both factors contiguously."""
-    return V.contiguous(), U.contiguous()
 
 
 def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:

@@ -49,7 +49,7 @@ def launches(
 def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:
     """List the tiles worth a measurement, by launch."""
     b1, b2, p, rank = V.shape
-    tokens, itemsize = x.shape[0], x.element_size()
+    tokens, itemsize = x.shape[0], V.element_size()
     first = triton_streaming.candidates(tokens, b2 * rank, p, itemsize)
     return {"first": first, "second": triton_streaming.candidates(tokens, U.shape[3], b1 * rank, itemsize)}
 

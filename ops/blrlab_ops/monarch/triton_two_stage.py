@@ -17,6 +17,7 @@ from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
 from blrlab_ops.triton_product import Tiles, product
 
+from .layout import pack
 from .torch_bmm import gradients
 
 __all__ = ["launches", "linear", "pack"]
@@ -48,7 +49,7 @@ def tuned(impl: str, x: Tensor, V: Tensor, U: Tensor) -> Config:
     """Look up what tuning found for a Monarch layer."""
     b1, b2, p, rank = V.shape
     features = (b1 * p, b2 * U.shape[3])
-    return configs.tuned("monarch", impl, x.shape[0], features, (b1, b2), rank, x.dtype, x.device)
+    return configs.tuned("monarch", impl, x.shape[0], features, (b1, b2), rank, V.dtype, x.device)
 
 
 def first_factor(V: Tensor) -> Tensor:
@@ -65,11 +66,6 @@ def second_factor(U: Tensor) -> Tensor:
 def bias_of_blocks(bias: Tensor | None, b2: int) -> Tensor | None:
     """View a bias [o] as [b2, q]."""
     return None if bias is None else bias.unflatten(0, (b2, -1))
-
-
-def pack(V: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
-    """Store V as [b1, p, b2, r'] and U as [b2, b1, r', q] in memory; shapes and values stay."""
-    return V.transpose(1, 2).contiguous().transpose(1, 2), U.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:

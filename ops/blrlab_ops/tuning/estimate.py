@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from blrlab_ops.devices import Device
 
-START_US, LATENCY_US = 1.0, 0.6  # of a program, and of a load that is not in cache
+START_US, LATENCY_US = 1.0, 0.8  # of a program, and of a load that is not in cache
 RATE = 0.7  # of the peaks, that small tiles reach
 SM_BYTES_PER_S = 80e9  # that one multiprocessor takes from the L2
 L2_BYTES_PER_S = 5e12  # where a device's is not known
@@ -64,7 +64,11 @@ def product(constants: Mapping[str, Any], programs: int, itemsize: int, stages: 
     step_bytes = depth * (rows * parts + columns) * itemsize
     steps = math.ceil(constants["DEPTH"] / depth)
     flops = 2 * max(rows, 16) * columns * depth
-    shared = 0 if parts > 1 or constants.get("VECTOR") else max(1, min(stages, steps)) * step_bytes
+    if constants.get("VECTOR"):  # no product of tensor cores: only what is on its way waits in shared memory
+        parts_columns = 2 * parts if parts > 1 else 1  # of x, and of what scales it
+        shared = (min(stages, steps) - 1) * depth * (columns + parts_columns) * itemsize
+    else:
+        shared = max(1, min(stages, steps)) * depth * (rows + columns) * itemsize
     return Work(programs, steps, step_bytes, flops, cold_bytes, shared)
 
 

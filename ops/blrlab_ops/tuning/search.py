@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from blrlab_ops import budgets, devices, dispatch, factored, launching, testing
+from blrlab_ops import budgets, devices, dispatch, factored, int8, int8_streaming, launching, testing
 from blrlab_ops.devices import Device
 from blrlab_ops.launching import Launch
 from blrlab_ops.testing import Case
@@ -28,8 +28,9 @@ from . import Entry, Key, bucket, estimate, store
 
 COLD = 4  # times the L2: the bytes of weights that calls go round through
 CALLS, REPLAYS = 64, 7
-MEASURED, TOGETHER = 8, 2  # candidates of a launch that are timed, and of those, that are timed with the others'
+MEASURED, TOGETHER = 16, 3  # candidates of a launch that are timed, and of those, that are timed with the others'
 THREADS = 16
+INT8_IMPLS = ("triton_streaming",)
 Config = dict[str, dict[str, Any]]
 
 
@@ -46,10 +47,24 @@ class Setting(NamedTuple):
     """A layer on a GPU: its input, and its weights in as many copies as make every call's cold."""
 
     case: Case
+    dtype: str
     x: Tensor
     copies: list[list[Tensor]]
     truth: Tensor
     device: Device
+
+    def module(self, impl: str) -> Any:
+        """Return the implementation: its module, or what stands for it on int8 weights."""
+        if self.dtype == "int8":
+            return int8_streaming.Implementation(self.case.format)
+        return importlib.import_module(f"blrlab_ops.{self.case.format}.{impl}")
+
+    def expected(self) -> Tensor:
+        """Multiply by PyTorch's batched product, which is what an error is compared with."""
+        weights = self.copies[0]
+        if self.dtype == "int8":
+            weights = list(int8.dequantise(_named(weights), self.x.dtype).values())
+        return importlib.import_module(f"blrlab_ops.{self.case.format}.torch_bmm").linear(self.x, *weights)
 
 
 def tune(
@@ -64,9 +79,9 @@ def tune(
 
     Args:
       case: the layer, and the number of tokens it is measured at.
-      dtype: of everything.
+      dtype: of everything, or int8: of the weights, beside an input of bfloat16.
       device: a CUDA device that nothing else uses.
-      impls: names; None: every one that can run there, and PyTorch's batched products.
+      impls: names; None: every one that can run there, and PyTorch's batched products. Int8 has the streaming one.
       measured: candidates of a launch that are timed.
       say: takes a line an implementation.
 
@@ -77,43 +92,56 @@ def tune(
       ValueError: an implementation is unknown.
       CannotRun: a named one cannot run there.
     """
-    names = impls or [name for name in dispatch.impls(case.format) if name != "ref"]
+    of_x, known = (dtype, dispatch.impls(case.format)) if dtype != torch.int8 else (torch.bfloat16, INT8_IMPLS)
+    names = impls or [name for name in known if name != "ref"]
     for name in impls or ():
-        dispatch.choose(case.format, name, device, dtype)
+        dispatch.choose(case.format, name, device, of_x)
+        if name not in known:
+            raise ValueError(f"impl {name!r} has no kernels for {dtype} weights: {known} have")
     setting = _setting(case, dtype, torch.device(device))
     dense_us = _dense_us(setting)
     kept = {}
     for name in names:
         unsuited = None if impls else dispatch.unsuited(name, dispatch.Layer(*case[1:]))
-        if unsuited or dispatch.why_not(case.format, name, device, dtype):
+        if unsuited or dispatch.why_not(case.format, name, device, of_x):
             continue
         found = _of_triton(setting, name, measured) if dispatch.is_triton(name) else _of_library(setting, name)
         say(f"{name}: {found.us:.1f} us (dense {dense_us:.1f})" if found.reason is None else f"{name}: {found.reason}")
         if found.reason is None:
-            kept[name] = _keep(setting, found, dense_us, dtype)
+            kept[name] = _keep(setting, found, dense_us)
     return kept
 
 
-def _keep(setting: Setting, found: Found, dense_us: float, dtype: torch.dtype) -> Entry:
+def _keep(setting: Setting, found: Found, dense_us: float) -> Entry:
     case, now = setting.case, time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
     versions = store.triton_version(), torch.__version__
-    entry = Entry(found.impl, found.config, round(found.us, 3), round(dense_us, 3), *versions, now)
-    name = str(dtype).removeprefix("torch.")
-    key = Key(case.format, bucket(case.tokens), *case[2:4], case.blocks, case.rank, name)
+    dense = round(dense_us, 3) if math.isfinite(dense_us) else None
+    entry = Entry(found.impl, found.config, round(found.us, 3), dense, *versions, now)
+    key = Key(case.format, bucket(case.tokens), *case[2:4], case.blocks, case.rank, setting.dtype)
     store.record(torch.cuda.get_device_name(setting.x.device), key, entry, replace=True)
     return entry
 
 
 def _setting(case: Case, dtype: torch.dtype, device: torch.device) -> Setting:
-    x, factors, _ = testing.random_operands(case, dtype=dtype, device=device)
+    of_x = torch.bfloat16 if dtype == torch.int8 else dtype
+    x, factors, _ = testing.random_operands(case, dtype=of_x, device=device)
     wide = {name: factor.double() for name, factor in factors.items()}
+    weights = list(factors.values())
+    if dtype == torch.int8:
+        weights = int8_streaming.in_order(int8.quantise(factors))
+        wide = int8.dequantise(_named(weights), torch.float64)
     truth = factored.linear(x.double(), wide, impl="ref")
-    size = sum(factor.numel() * factor.element_size() for factor in factors.values())
+    size = sum(each.numel() * each.element_size() for each in weights)
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     count = max(2, math.ceil(COLD * l2_bytes / size))
-    weights = list(factors.values())
     copies = [[each.clone() for each in weights] for _ in range(count)]
-    return Setting(case, x, copies, truth, _device(device))
+    return Setting(case, str(dtype).removeprefix("torch."), x, copies, truth, _device(device))
+
+
+def _named(weights: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Name int8 weights as `int8.quantise` does."""
+    names = ("V", "S", "U", *int8.SCALES) if len(weights) == 5 else ("V", "U", *int8.SCALES)
+    return dict(zip(names, weights, strict=True))
 
 
 def _device(device: torch.device) -> Device:
@@ -137,7 +165,7 @@ def _device(device: torch.device) -> Device:
 
 
 def _of_triton(setting: Setting, impl: str, measured: int) -> Found:
-    module = importlib.import_module(f"blrlab_ops.{setting.case.format}.{impl}")
+    module = setting.module(impl)
     packed = [list(module.pack(*weights)) for weights in setting.copies]
     options = _likely(setting, module, packed[0], measured)
     best = {
@@ -146,10 +174,10 @@ def _of_triton(setting: Setting, impl: str, measured: int) -> Found:
     }
     best = {name: tiles for name, tiles in best.items() if tiles}
     together = [dict(zip(best, choice, strict=True)) for choice in itertools.product(*best.values())]
-    together += [asking for each in together[:1] if (asking := _with_prefetch(each)) != each]
+    together += [asking for each in together if (asking := _with_prefetch(each)) != each]
     timed = []
     for config in [*together, {}]:
-        us = _us([_call(setting, module, weights, config) for weights in packed])
+        us = microseconds([_call(setting, module, weights, config) for weights in packed])
         timed.append((us, config))
     for us, config in sorted(timed, key=operator.itemgetter(0)):
         if math.isfinite(us) and _is_right(setting, module, packed[0], config):
@@ -163,9 +191,10 @@ def _with_prefetch(config: Config) -> Config:
 
 
 def _of_library(setting: Setting, impl: str) -> Found:
-    module = importlib.import_module(f"blrlab_ops.{setting.case.format}.{impl}")
+    module = setting.module(impl)
     packed = [module.pack(*weights) for weights in setting.copies]
-    return Found(impl, {}, _us([lambda weights=weights: module.linear(setting.x, *weights) for weights in packed]))
+    us = microseconds([lambda weights=weights: module.linear(setting.x, *weights) for weights in packed])
+    return Found(impl, {}, us, None if math.isfinite(us) else "it does not run in a CUDA graph")
 
 
 def _dense_us(setting: Setting) -> float:
@@ -175,9 +204,9 @@ def _dense_us(setting: Setting) -> float:
         2, math.ceil(COLD * setting.device.l2_bytes / (x.element_size() * case.in_features * case.out_features))
     )
     W = [torch.randn(case.in_features, case.out_features, device=x.device, dtype=x.dtype) for _ in range(count)]
-    plain = _us([lambda each=each: x @ each for each in W])
+    plain = microseconds([lambda each=each: x @ each for each in W])
     W = [each.T.contiguous() for each in W]
-    return min(plain, _us([lambda each=each: torch.nn.functional.linear(x, each) for each in W]))
+    return min(plain, microseconds([lambda each=each: torch.nn.functional.linear(x, each) for each in W]))
 
 
 def _likely(setting: Setting, module: Any, weights: Sequence[Tensor], measured: int) -> dict[str, list[dict[str, Any]]]:
@@ -198,7 +227,7 @@ def _estimate_us(setting: Setting, launch: Launch) -> float:
     if work is None:
         return 0.0
     weights = launch.arguments["right"] if "right" in launch.arguments else launch.arguments["V"]
-    itemsize = setting.x.element_size()
+    itemsize = weights.element_size()
     done = work(launch.constants, launch.programs, itemsize, launch.stages, weights.numel() * itemsize)
     return estimate.microseconds(done, launch.warps, launch.stages, setting.device)
 
@@ -229,7 +258,7 @@ def _fastest(
     for at, each in enumerate(tiles):
         launches = [_launches(setting, module, weights, {name: each})[place] for weights in packed]
         calls = [functools.partial(launching.run, [one], setting.x.device) for one in launches]
-        timed.append((_us(calls), at))
+        timed.append((microseconds(calls), at))
     return [tiles[at] for us, at in sorted(timed)[:TOGETHER] if math.isfinite(us)]
 
 
@@ -244,7 +273,7 @@ def _call(setting: Setting, module: Any, weights: Sequence[Tensor], config: Mapp
     return call
 
 
-def _us(calls: Sequence[Callable[[], Any]]) -> float:
+def microseconds(calls: Sequence[Callable[[], Any]]) -> float:
     """Time calls in a CUDA graph, each on weights of its own; infinite where one cannot run."""
     try:
         calls[0]()
@@ -271,11 +300,10 @@ def _replay_us(graph: torch.cuda.CUDAGraph) -> float:
 
 
 def _is_right(setting: Setting, module: Any, weights: Sequence[Tensor], config: Mapping[str, Any]) -> bool:
-    yardstick = importlib.import_module(f"blrlab_ops.{setting.case.format}.torch_bmm").linear(setting.x, *weights)
     with testing.poisoned():
         y = _call(setting, module, weights, config)()
     found = testing.errors(y, setting.truth)
     peak = testing.peak(setting.truth)
     epsilon = torch.finfo(setting.x.dtype).eps
-    allowed = budgets.of_kernel(testing.errors(yardstick, setting.truth), epsilon, peak)
+    allowed = budgets.of_kernel(testing.errors(setting.expected(), setting.truth), epsilon, peak)
     return found[0] <= allowed.error and found[1] <= allowed.error_max
