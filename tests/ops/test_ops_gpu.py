@@ -6,7 +6,7 @@ import json
 import blrlab_ops
 import pytest
 import torch
-from blrlab_ops import budgets, configs, dispatch, launching, testing, tuning, verify
+from blrlab_ops import budgets, configs, dispatch, int8, joined, launching, testing, tuning, verify
 from blrlab_ops.epilogue import Epilogue
 from blrlab_ops.testing import Case
 from blrlab_ops.tuning import search
@@ -417,3 +417,43 @@ def test_what_is_tuned_is_found_again_by_another_process(run_child):
 def test_the_command_verifies_on_the_gpu(capsys, impl):
     assert verify.main(["--device=cuda", "--dtype=bfloat16", f"--impl={impl}", "--json"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(testing.AWKWARD)
+
+
+@pytest.mark.parametrize("format", FEW_TOKENS)
+@each_dtype
+@pytest.mark.parametrize("tokens", [1, 16, 63])
+def test_joined_layers_are_within_their_budgets(format, dtype, tokens):
+    layer = FEW_TOKENS[format]._replace(tokens=tokens)
+    x, first, bias = testing.random_operands(layer, dtype=dtype, device="cuda")
+    second = {name: factor.flip(-1).contiguous() for name, factor in first.items()}
+    together = joined.join([first, second])
+    impls = [None, *(joined.JOINED_BLAST if format == "blast" else _triton("monarch"))]
+    for impl in impls:
+        found = joined.linear(x, together, torch.cat([bias, bias]), impl=impl)
+        for y, factors in zip(found, (first, second), strict=True):
+            _judge(y, x, factors, bias)
+
+
+@pytest.mark.parametrize("format", FEW_TOKENS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=_named)
+@pytest.mark.parametrize("tokens", [1, 16, 17])
+def test_int8_factors_are_within_the_budget_of_what_they_stand_for(format, dtype, tokens):
+    layer = FEW_TOKENS[format]._replace(tokens=tokens)
+    x, factors, bias = testing.random_operands(layer, dtype=dtype, device="cuda")
+    small = int8.quantise(factors)
+    with testing.poisoned():
+        y = int8.linear(x, small, bias, impl="triton_streaming")
+    exact = int8.dequantise(small, torch.float64)
+    truth = blrlab_ops.linear(x.double(), exact, bias.double(), impl="ref")
+    yardstick = testing.errors(blrlab_ops.linear(x, int8.dequantise(small, dtype), bias, impl="torch_bmm"), truth)
+    allowed = budgets.of_kernel(yardstick, torch.finfo(dtype).eps, testing.peak(truth))
+    assert testing.Verdict(*testing.errors(y, truth), *allowed).passed
+
+
+@pytest.mark.parametrize("format", FEW_TOKENS)
+def test_int8_factors_are_tuned(format):
+    layer = FEW_TOKENS[format]
+    kept = search.tune(layer, torch.int8, measured=2)
+    assert set(kept) == {"triton_streaming"}
+    key = tuning.Key(format, tuning.bucket(layer.tokens), *layer[2:], "int8")
+    assert tuning.lookup(torch.cuda.get_device_name(0), key) == kept
