@@ -35,7 +35,7 @@ class Backend:
       name: of the backend, the record's `impl`.
       ops: the formats it runs.
       make: (problem, kernel) -> call; the kernel is the problem's or a copy of it.
-      own: whether it is a kernel of this project, held to the closer budget.
+      own: whether it is a kernel of this project that computes the problem's own kernel, held to the closer budget.
       to_rows: (problem, what a call returned) -> y [n, o] as a torch tensor; not timed.
       truth: the kernel it is to compute, where that is not the problem's (quantised weights).
       quantisation_error: of the weights it runs on, the relative Frobenius error of the whole matrix.
@@ -267,7 +267,7 @@ def why_not(name: str, problem: Problem) -> str | None:
         from blrlab.bench import xla as through_xla
 
         return through_xla.why_not(device)
-    if name.startswith(("torch_compile", "int8")) and device == "cpu" and not _compiler():
+    if (name == "int8_weight_only" or name.startswith("torch_compile")) and device == "cpu" and not _compiler():
         return "torch.compile needs a C++ compiler on a CPU, and there is none"
     if name in paper.VARIANTS:
         return paper.why_not(problem)

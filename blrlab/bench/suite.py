@@ -179,9 +179,10 @@ def _judge(each: Problem) -> Judge:
 
 @functools.lru_cache(maxsize=1)
 def _yardstick(each: Problem) -> Errors:
-    """Return the errors of PyTorch's batched products, from which the budgets of own kernels are drawn."""
+    """Return the errors of PyTorch's products, batched for factors, from which the budgets of own kernels are drawn."""
+    plain = backends.backend("torch_eager" if each.op == "dense" else "torch_bmm")
     with torch.no_grad():
-        return _judge(each).errors(backends.backend("torch_bmm").make(each, each.kernel)())
+        return _judge(each).errors(plain.make(each, each.kernel)())
 
 
 def _time(entries: Sequence[_Entry], settings: Settings) -> None:

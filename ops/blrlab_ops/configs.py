@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 Config = Mapping[str, Mapping[str, Any]]
 Sizes = TypeVar("Sizes")
@@ -15,9 +16,11 @@ NO_CONFIG: Config = {}
 
 
 def size(config: Config, launch: str, kind: type[Sizes]) -> Sizes | None:
-    """Return the tiles of a launch, or None where the configuration has none."""
-    found = config.get(launch)
-    return kind(**found) if found else None
+    """Return the tiles of a launch; None where the configuration has none, or those of another release's kernel."""
+    try:
+        return kind(**config[launch]) if config.get(launch) else None
+    except TypeError:
+        return None
 
 
 def tuned(
@@ -30,7 +33,7 @@ def tuned(
     dtype: torch.dtype,
     device: torch.device,
 ) -> Config:
-    """Return what tuning found best for a layer on a GPU, or no configuration."""
+    """Return what tuning found best for a layer on a GPU, by the dtype of its weights, or no configuration."""
     if device.type != "cuda":
         return NO_CONFIG
     from . import tuning
@@ -38,3 +41,11 @@ def tuned(
     key = tuning.Key(format, tuning.bucket(tokens), *features, blocks, rank, str(dtype).removeprefix("torch."))
     entry = tuning.lookup(torch.cuda.get_device_name(device), key).get(impl)
     return entry.config if entry else NO_CONFIG
+
+
+def dtype_of(x: Tensor, V: Tensor) -> torch.dtype:
+    """Return the dtype that a layer is tuned under: that of its weights, where int8 ones are for a 16-bit x.
+
+    Their tiles would not fit the shared memory beside a float32 x, for which none are kept.
+    """
+    return V.dtype if x.element_size() <= 2 * V.element_size() else torch.float64

@@ -40,8 +40,10 @@ IMPLS = {
         "triton_three_stage",
     ),
 }
-# What reads an S of many blocks otherwise than `pack(impl=None)` stores it is taken by name only.
+# What reads an S of many blocks otherwise than `pack(impl=None)` stores it (`blast.layout`) is taken by name only: it
+# would be several times slower than measured.
 OWN_LAYOUT = {"blast": ("triton_late_mixing", "triton_two_stage")}
+MANY_BLOCKS = 12
 STREAMED_TOKENS = 16
 MOST_STREAMED, FEW_BLOCKS = 64, 8
 LARGE_WORK = 2 * 10**9  # tokens x in_features x out_features
@@ -167,7 +169,7 @@ class Best(NamedTuple):
 def best(format: str, device: torch.device | str, dtype: torch.dtype | str, sizes: Layer | None = None) -> Best:
     """Return what `impl=None` takes, and why."""
     device, dtype = str(device), str(dtype)
-    able = [impl for impl in usual(format) if impl != "ref" and runs_natively(format, impl, device, dtype)]
+    able = [impl for impl in usual(format, sizes) if impl != "ref" and runs_natively(format, impl, device, dtype)]
     if not able:
         return Best("ref", f"nothing else runs {dtype.removeprefix('torch.')} on {device}")
     found = tuple(entry for entry in measured(format, device, dtype, sizes) if entry.impl in able)
@@ -177,8 +179,10 @@ def best(format: str, device: torch.device | str, dtype: torch.dtype | str, size
     return Best(choice, reason) if choice in able else Best(able[-1], "the only one that can run here")
 
 
-def usual(format: str) -> tuple[str, ...]:
+def usual(format: str, sizes: Layer | None) -> tuple[str, ...]:
     """List the implementations that read factors as `pack(impl=None)` stores them, of which `impl=None` takes one."""
+    if sizes is not None and min(sizes.blocks) < MANY_BLOCKS:
+        return impls(format)
     return tuple(impl for impl in impls(format) if impl not in OWN_LAYOUT.get(format, ()))
 
 
@@ -198,7 +202,7 @@ def likely(format: str, sizes: Layer | None) -> tuple[str, str]:
     tokens, two overlapping launches for small layers, PyTorch's batched products for much work.
     """
     if sizes is None:
-        return usual(format)[-1], "nothing is known of the layer"
+        return impls(format)[-1], "nothing is known of the layer"
     if sizes.tokens <= STREAMED_TOKENS:
         return "triton_streaming", f"not measured; up to {STREAMED_TOKENS} tokens the weights' bytes bind"
     work = sizes.tokens * sizes.in_features * sizes.out_features

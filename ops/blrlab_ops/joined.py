@@ -14,6 +14,7 @@ of their weights. `join` stores the layers as one, once:
 - blast: their ranks side by side in V [b1, p, g r] and S [b1, b2, g r], and U [g, b2, r, q].
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -100,7 +101,8 @@ def linear(
       residual: [..., g o] or None.
       impl: a name from `impls("monarch")` for low_rank and monarch, for blast one of `JOINED_BLAST`, or None.
 
-    Blast layers are multiplied one by one where PyTorch's products are likely faster, or gradients are recorded.
+    Blast layers are multiplied one by one where PyTorch's products are likely faster, gradients are recorded, or a
+    compiler traces and no `impl` is named. Joined, they run with tiles by fixed rules: no layer alone is like them.
 
     Raises:
       ValueError: shapes do not fit, or `impl` or `activation` is unknown.
@@ -116,7 +118,7 @@ def linear(
 
 def _blast(x: Tensor, together: Joined, bias: Tensor | None, epilogue: Epilogue, impl: str | None) -> Tensor:
     factors, count = together.factors, together.count
-    V, S, U = factors.values()
+    V, S, U = factors["V"], factors["S"], factors["U"]
     out_features = count * U.shape[1] * U.shape[3]
     checks.operands("blast", x, factors, bias, V.shape[0] * V.shape[1], out_features, epilogue)
     if impl is not None and impl not in JOINED_BLAST:
@@ -126,8 +128,13 @@ def _blast(x: Tensor, together: Joined, bias: Tensor | None, epilogue: Epilogue,
         biases = [None] * count if bias is None else bias.chunk(count)
         columns = [factored.linear(x, layer, b, impl=impl) for layer, b in zip(split(together), biases, strict=True)]
         return after.apply(torch.cat(columns, -1), epilogue)
-    module = dispatch.implementation("blast", chosen, x.device, x.dtype)
-    return module.linear(x, V, S, U, bias, epilogue=epilogue)
+    if torch.compiler.is_compiling():
+        from .tracing import choose_as_constant
+
+        name = choose_as_constant("blast", chosen, x.device, x.dtype)
+    else:
+        name = dispatch.choose("blast", chosen, x.device, x.dtype)
+    return sys.modules[f"blrlab_ops.blast.{name}"].linear(x, V, S, U, bias, epilogue=epilogue)
 
 
 def _likely(x: Tensor, together: Joined) -> str | None:
@@ -141,4 +148,4 @@ def _likely(x: Tensor, together: Joined) -> str | None:
 
 
 def _kind(layer: Mapping[str, Tensor]) -> str:
-    return ", ".join(f"{name} {list(each.shape)} {each.dtype} on {each.device}" for name, each in layer.items())
+    return ", ".join(f"{name} {list(each.shape)} {each.dtype} on {each.device}" for name, each in sorted(layer.items()))

@@ -113,7 +113,8 @@ def product_kernel(
     left += batch_offset(batch, left_outer, left_batch, INNER)
     left_rows = left + rows[:, None] * left_row
     right += batch * right_batch
-    right_columns = (columns // RIGHT_GROUP).to(tl.int64) * right_group + (columns % RIGHT_GROUP) * right_column
+    right_columns = (columns // RIGHT_GROUP).to(tl.int64) * right_group
+    right_columns += (columns % RIGHT_GROUP).to(tl.int64) * right_column
     if HELD1 > 0:
         # All of the weights' tile is asked for before the wait, and held in registers meanwhile.
         first_depth = tl.arange(0, HELD1).to(tl.int64)
@@ -140,6 +141,7 @@ def product_kernel(
         left_tile = left_rows + depth[None, :] * left_depth  # [BN, BD]
         right_tile = right + depth[:, None] * right_depth + right_columns[None, :]  # [BD, BC]
         left_step = tl.full((), BD, tl.int64) * left_depth
+        right_step = tl.full((), BD, tl.int64) * right_depth
         total = tl.zeros((BN, BC), dtype=tl.float32)
         for step in range(0, DEPTH, BD):
             # Both operands are zero past the end of the sum, so what lies in memory there never enters it.
@@ -155,7 +157,7 @@ def product_kernel(
             left_values = tl.load(left_tile, mask=left_mask, other=0.0)
             total = tl.dot(left_values, right_values, total, input_precision="ieee")
             left_tile += left_step
-            right_tile += BD * right_depth
+            right_tile += right_step
 
     store_tile(
         total, out, bias, multiply, residual, batch, rows, rows_mask, columns, columns_mask,

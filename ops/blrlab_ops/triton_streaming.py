@@ -130,9 +130,11 @@ def stream_kernel(
     left_rows = left + rows[:, None] * left_row  # [BN, 1]
     scale_batches = batch * scale_batch
     right += batch * right_batch
-    right_columns = (columns // RIGHT_GROUP).to(tl.int64) * right_group + (columns % RIGHT_GROUP) * right_column
+    right_columns = (columns // RIGHT_GROUP).to(tl.int64) * right_group
+    right_columns += (columns % RIGHT_GROUP).to(tl.int64) * right_column
     right_tile = right + depth[:, None] * right_depth + right_columns[None, :]  # [BD, BC]
 
+    right_step = tl.full((), BD, tl.int64) * right_depth
     ONCE: tl.constexpr = DEPTH <= BD
     inside = depth < DEPTH
     if ONCE:
@@ -157,7 +159,7 @@ def stream_kernel(
                 offsets = scale_batches + at * scale_depth
                 x = summed(left + at * left_depth, within, left_part, scale, offsets, within, scale_part, PARTS)
                 products += x[:, None] * weights.to(tl.float32)
-                right_tile += BD * right_depth
+                right_tile += right_step
             sums = tl.sum(products, axis=0)
         total = sums[None, :]  # [1, BC]
     else:  # x [BN, BD]
@@ -181,7 +183,7 @@ def stream_kernel(
                 left_tile = left_rows + at[None, :] * left_depth
                 x = summed(left_tile, mask, left_part, scale, offsets, ranks_mask, scale_part, PARTS)
                 total = tl.dot(x.to(kind), weights.to(kind), total, input_precision="ieee")
-                right_tile += BD * right_depth
+                right_tile += right_step
 
     if right_scale is not None:
         column_scale = right_scale + batch * right_scale_batch + columns * right_scale_column
@@ -222,7 +224,8 @@ def stream(
     parts, tokens, depth = left.shape[0], *left.shape[-2:]
     right = grouped(right)
     columns = right.shape[2] * right.shape[3]
-    size = size or tiles(right.shape[0], tokens, columns, depth, right.element_size(), parts)
+    itemsize = right.element_size() if tokens == 1 else max(left.element_size(), right.element_size())
+    size = size or tiles(right.shape[0], tokens, columns, depth, itemsize, parts)
     arguments, constants, programs = parameters(left, right, out, bias, epilogue, size, signal=signal, wait=wait)
     arguments |= {"scale": scale, "right_scale": right_scale}
     arguments |= strides("left", ("part", "outer", "batch", "row", "depth"), left if left.ndim == 5 else left[:, None])
@@ -264,7 +267,7 @@ def candidates(tokens: int, columns: int, depth: int, itemsize: int, parts: int 
     found = []
     for width, step, warps in itertools.product(widths, steps, (4, 8)):
         held = step * width * itemsize
-        if held > 2**15 or not 8 <= held // (32 * warps) <= 256:
+        if held > 2**15 or held // (32 * warps) > 256 or (held < 8 * 32 * warps and warps > 4):
             continue
         if tokens == 1:
             found.append(Tiles(width, step, 1, warps, 3, vector=True))

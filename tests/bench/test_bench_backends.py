@@ -11,8 +11,9 @@ from pathlib import Path
 import blrlab_ops
 import pytest
 import torch
+from blrlab_ops import int8
 
-from blrlab.bench import backends, paper
+from blrlab.bench import backends, paper, rows, suite
 from blrlab.bench.backends import BACKENDS, backend, chosen, names, why_not
 from blrlab.bench.gate import Judge
 from blrlab.bench.problem import leaves, map_leaves
@@ -175,11 +176,29 @@ def test_streaming_kernels_on_dense_and_int8_weights() -> None:
 
 
 @pytest.mark.parametrize("format", ["dense", "low_rank", "monarch", "blast"])
-def test_streaming_kernels_decline_a_cpu_and_many_tokens(problem, format: str) -> None:
+def test_streaming_kernels_decline_a_cpu_and_many_tokens(problem, monkeypatch, format: str) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    sentence = why_not("triton_gemv" if format == "dense" else "int8_streaming", problem(format))
+    impl = "triton_gemv" if format == "dense" else "int8_streaming"
+    sentence = why_not(impl, problem(format))
     assert sentence is not None
     assert "'cpu' is not a CUDA device" in sentence
+    monkeypatch.setattr(blrlab_ops, "why_not", lambda *given: None)  # as on a GPU
+    assert why_not(impl, problem(format)) is None
+    assert "streaming is for up to 64 tokens" in (why_not(impl, problem(format, tokens=65)) or "")
+
+
+def test_own_kernels_are_held_to_the_errors_of_the_same_products_by_pytorch(problem) -> None:
+    for format in FORMATS:
+        assert suite._yardstick(problem(format))[0] < 1e-5
+
+
+@pytest.mark.parametrize("itemsize", [2, 4])
+@pytest.mark.parametrize("format", FORMATS[1:])
+def test_int8_factors_save_the_bytes_that_they_do(problem, format: str, itemsize: int) -> None:
+    layer = problem(format, "float32" if itemsize == 4 else "bfloat16")
+    small = int8.quantise(layer.kernel)
+    saved = layer.weight_bytes - sum(each.numel() * each.element_size() for each in small.values())
+    assert rows._saved_by_int8(layer.case, itemsize) == saved
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

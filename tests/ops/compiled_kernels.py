@@ -14,7 +14,7 @@ import torch
 from blrlab_ops import devices, dispatch, int8, int8_streaming, launching
 from blrlab_ops.launching import Launch
 from blrlab_ops.testing import Case, random_factors
-from blrlab_ops.tuning import from_json, store
+from blrlab_ops.tuning import from_json, search, store
 from torch import Tensor
 
 RESERVED = 1024  # bytes of a multiprocessor's shared memory that no program gets
@@ -52,6 +52,7 @@ JOBS = (
     (SMALL[:3], torch.float16, (87,)),
     (ONE, torch.float32, (86,)),
     (ODD, torch.float32, (90,)),
+    (ONE + FEW, torch.int8, (86, 90)),
 )
 # Sixteen blocks and tokens unrolled take five seconds to compile; the same tiles are compiled for six blocks.
 LEFT_OUT = [(FEW[2], "triton_late_mixing"), (MANY[2], "triton_late_mixing")]
@@ -73,7 +74,7 @@ def main() -> None:
         for capability in capabilities:
             for layer in layers:
                 for impl in filter(dispatch.is_triton, dispatch.impls(layer.format)):
-                    if (layer, impl) not in LEFT_OUT:
+                    if (layer, impl) not in LEFT_OUT and (dtype != torch.int8 or impl in search.INT8_IMPLS):
                         _compile(layer, impl, dtype, capability, sizes)
     for committed, layer, impl, dtype, capability, config in _committed():
         _compile(layer, impl, dtype, capability, sizes, config, committed)

@@ -163,3 +163,27 @@ def test_joined_layers_give_what_each_gives_alone(format, impl, tokens):
     for y, factors, b, r in zip(found, each, bias.chunk(3), residual.chunk(3, -1), strict=True):
         expected = blrlab_ops.linear(x, factors, b, activation="silu", residual=r, impl="ref")
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", joined.JOINED_BLAST)
+def test_joined_blast_layers_in_a_compiled_graph(impl):
+    together = joined.join([testing.random_factors("blast", *LAYERS["blast"][2:]) for _ in range(2)])
+    x = torch.randn(5, 30)
+    compiled = torch.compile(lambda x: joined.linear(x, together, impl=impl), fullgraph=True, backend="eager")
+    for y, expected in zip(compiled(x), joined.linear(x, together, impl=impl), strict=True):
+        torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("impl", ["triton_streaming", "triton_two_stage"])
+@pytest.mark.parametrize("far", ["V", "U"])
+def test_columns_of_a_factor_beyond_2_to_the_31_elements(impl, far):
+    x, factors, bias = testing.random_operands(LAYERS["low_rank"], dtype=torch.float16)
+    columns = factors[far].shape[1]
+    stride = 2**31 // (columns - 1) + 1
+    memory = torch.empty(
+        stride * (columns - 1) + factors[far].shape[0], dtype=torch.float16
+    )  # untouched pages are free
+    wide = memory.as_strided(factors[far].shape, (1, stride))
+    wide.copy_(factors[far])
+    y = blrlab_ops.linear(x, {**factors, far: wide}, bias, impl=impl)
+    assert torch.equal(y, blrlab_ops.linear(x, factors, bias, impl=impl))

@@ -2,16 +2,17 @@
 
 from torch import Tensor
 
-TENSOR_BLOCKS = 12  # from which on mixing is a product on tensor cores, batched over ranks: 16 x 16 is mostly used
+from blrlab_ops.dispatch import MANY_BLOCKS
 
 
 def pack(V: Tensor, S: Tensor, U: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Store V as [b1, r, p] and U as [b2, q, r] in memory; shapes and values stay.
 
-    S is stored as [r, b2, b1] for many blocks, which are mixed on tensor cores, and contiguously for few, which CUDA
-    cores mix along the ranks. `torch_bmm` copies the latter, a small tensor, in every call.
+    S is stored as [r, b2, b1] for many blocks, which are mixed on tensor cores (16 x 16 of them are mostly used), and
+    contiguously for few, which CUDA cores mix along the ranks. `torch_bmm` copies the latter, a small tensor, in every
+    call.
     """
-    many = min(S.shape[:2]) >= TENSOR_BLOCKS
+    many = min(S.shape[:2]) >= MANY_BLOCKS
     return rows(V), ranks_first(S) if many else S.contiguous(), rows(U)
 
 

@@ -20,13 +20,14 @@ from torch import Tensor
 from blrlab_ops import configs, launching, triton_product
 from blrlab_ops.configs import Config
 from blrlab_ops.custom_ops import operator
+from blrlab_ops.dispatch import MANY_BLOCKS
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
 from blrlab_ops.triton_parts import INTERPRETED, begin, wait
 from blrlab_ops.triton_product import Tiles, ceil_div, power_of_two, product, strides
 from blrlab_ops.triton_streaming import summed
 
-from .layout import TENSOR_BLOCKS, pack
+from .layout import pack
 from .torch_bmm import gradients
 from .triton_two_stage import bias_of_blocks, blocks_of, tuned
 
@@ -199,7 +200,7 @@ def mix(Z: Tensor, S: Tensor, W: Tensor, size: MixTiles | None, early: bool) -> 
 
 def tiles(tokens: int, b1: int, b2: int, rank: int) -> MixTiles:
     """Choose the tile of the middle stage by fixed rules: on tensor cores where 16 x 16 is mostly used."""
-    if min(b1, b2) < TENSOR_BLOCKS:
+    if min(b1, b2) < MANY_BLOCKS:
         rows = max(1, min(16, power_of_two(tokens)))
         return MixTiles(rows, min(64, power_of_two(rank)), warps=4, tensor=False)
     rows = min(64 if INTERPRETED else 32, max(16, power_of_two(tokens)))

@@ -130,7 +130,7 @@ def launches(
 def tuned(impl: str, x: Tensor, V: Tensor, U: Tensor) -> Config:
     """Look up what tuning found for a BLAST layer."""
     features, blocks = (V.shape[0] * V.shape[1], U.shape[0] * U.shape[2]), (V.shape[0], U.shape[0])
-    return configs.tuned("blast", impl, x.shape[0], features, blocks, V.shape[2], V.dtype, x.device)
+    return configs.tuned("blast", impl, x.shape[0], features, blocks, V.shape[2], configs.dtype_of(x, V), x.device)
 
 
 def blocks_of(y: Tensor, U: Tensor) -> Tensor:

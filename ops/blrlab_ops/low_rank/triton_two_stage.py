@@ -40,7 +40,7 @@ def launches(
 def tuned(impl: str, x: Tensor, V: Tensor, U: Tensor) -> Config:
     """Look up what tuning found for a low-rank layer."""
     features = (V.shape[0], U.shape[1])
-    return configs.tuned("low_rank", impl, x.shape[0], features, (1, 1), V.shape[1], V.dtype, x.device)
+    return configs.tuned("low_rank", impl, x.shape[0], features, (1, 1), V.shape[1], configs.dtype_of(x, V), x.device)
 
 
 def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:

@@ -49,7 +49,7 @@ def tuned(impl: str, x: Tensor, V: Tensor, U: Tensor) -> Config:
     """Look up what tuning found for a Monarch layer."""
     b1, b2, p, rank = V.shape
     features = (b1 * p, b2 * U.shape[3])
-    return configs.tuned("monarch", impl, x.shape[0], features, (b1, b2), rank, V.dtype, x.device)
+    return configs.tuned("monarch", impl, x.shape[0], features, (b1, b2), rank, configs.dtype_of(x, V), x.device)
 
 
 def first_factor(V: Tensor) -> Tensor:
