@@ -280,6 +280,9 @@ def why_not(name: str, problem: Problem) -> str | None:
 
 
 def _why_not_streamed(problem: Problem) -> str | None:
+    device = problem.x.device.type
+    if device != "cuda":
+        return f"device {device!r} is not a CUDA device, which the streaming kernels need"
     format = problem.op if problem.op in FACTORED else "low_rank"
     reason = blrlab_ops.why_not(format, "triton_streaming", problem.x.device, problem.x.dtype)
     return reason or dispatch.unsuited("triton_streaming", dispatch.Layer(*problem.case[1:]))

@@ -1,11 +1,13 @@
 """The backends: what they compute, and in which words they decline."""
 
+import dataclasses
 import importlib.util
 import math
 import os
 import shutil
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import blrlab_ops
@@ -183,8 +185,10 @@ def test_streaming_kernels_decline_a_cpu_and_many_tokens(problem, monkeypatch, f
     assert sentence is not None
     assert "'cpu' is not a CUDA device" in sentence
     monkeypatch.setattr(blrlab_ops, "why_not", lambda *given: None)  # as on a GPU
-    assert why_not(impl, problem(format)) is None
-    assert "streaming is for up to 64 tokens" in (why_not(impl, problem(format, tokens=65)) or "")
+    on_a_gpu = types.SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    few, many = (dataclasses.replace(problem(format, tokens=tokens), x=on_a_gpu) for tokens in (7, 65))
+    assert why_not(impl, few) is None
+    assert "streaming is for up to 64 tokens" in (why_not(impl, many) or "")
 
 
 def test_own_kernels_are_held_to_the_errors_of_the_same_products_by_pytorch(problem) -> None:
