@@ -22,6 +22,7 @@ it is. "impl" is the implementation that the factors are packed for, null for `p
 Needs `pip install 'blrlab-ops[files]'`.
 """
 
+import importlib
 import json
 import os
 import pathlib
@@ -152,8 +153,8 @@ def _packed_for(factors: Mapping[str, Tensor], impl: str | None) -> str | None:
     blank = [torch.empty_strided(f.shape, f.stride(), dtype=f.dtype, device="meta") for f in factors.values()]
     for name in (impl, None, *reversed(impls(format))):
         if name is None or why_not(format, name, V.device, V.dtype) is None:
-            packed = pack(dict(zip(factors, blank, strict=True)), impl=name).values()
-            if [tensor.stride() for tensor in packed] == [tensor.stride() for tensor in blank]:
+            module = importlib.import_module(f"{__package__}.{format}.{name or 'layout'}")
+            if [tensor.stride() for tensor in module.pack(*blank)] == [tensor.stride() for tensor in blank]:
                 return name
     return None
 

@@ -79,6 +79,18 @@ def prefetch(addresses):
 
 
 @triton.jit
+def add_product(total, left, right):
+    """Return total + left @ right, in float32.
+
+    float32 tiles are summed by themselves first: one chain of additions down the whole depth loses twice the digits.
+    """
+    if left.dtype == tl.float32:
+        # The last argument keeps Triton from making one chain of the two; for float32 it says nothing else.
+        return total + tl.dot(left, right, input_precision="ieee", max_num_imprecise_acc=1)
+    return tl.dot(left, right, total)
+
+
+@triton.jit
 def activate(total, ACTIVATION: tl.constexpr):
     """Apply an activation to float32 sums."""
     if ACTIVATION == "silu":

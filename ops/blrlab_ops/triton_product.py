@@ -9,22 +9,25 @@ strided views, so that cutting x into blocks and permuting an intermediate happe
 
 A program computes one tile [BN, BC]. Neighbours share rows of `left`. Traffic at the L2, b tiles of every batch:
 left is read columns / BC times, right n / BN times, out written once. Offsets are 64-bit.
-float32 is multiplied as IEEE float32, never as tf32.
+float32 is multiplied as IEEE float32, never as tf32, and summed 32 products at a time: one chain of additions down the
+whole depth would lose twice the digits that a library's product loses.
 """
 
 import itertools
 from typing import Any, NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .epilogue import NOTHING, Epilogue
 from .launching import Launch
-from .triton_parts import INTERPRETED, batch_offset, begin, prefetch_tile, store_tile, wait
+from .triton_parts import INTERPRETED, add_product, batch_offset, begin, prefetch_tile, store_tile, wait
 
 LINE_BYTES = 128  # of a cache
 MOST_HELD, HELD_BYTES = 512, 256  # of depth, and of the right side in a thread's registers
+FLOAT32_DEPTH = 32  # the longest chain of additions in float32
 
 
 class Tiles(NamedTuple):
@@ -33,12 +36,12 @@ class Tiles(NamedTuple):
     Attributes:
       rows: of the result, tokens.
       columns: of the result.
-      depth: of the sum, at a time.
+      depth: of the sum, at a time; of float32 32 at most.
       warps: of 32 threads.
       stages: loads in flight, in steps of depth.
       prefetch: in a launch that overlaps the one before, asks for the right side before it waits.
       held: takes all of the depth at once, the right side before it waits; for depths that registers hold. `depth` and
-        `stages` count for nothing then.
+        `stages` count for nothing then. Not a candidate for float32, whose sums it makes one chain.
     """
 
     rows: int
@@ -133,7 +136,7 @@ def product_kernel(
             left_rest = tl.load(left_rows + rest_depth[None, :] * left_depth, mask=left_mask, other=0.0)
         total = tl.dot(left_values, right_values, input_precision="ieee")
         if HELD2 > 0:
-            total = tl.dot(left_rest, right_rest, total, input_precision="ieee")
+            total = add_product(total, left_rest, right_rest)
     else:
         if PREFETCH:
             prefetch_tile(right, first_column, right_depth, right_column, DEPTH, COLUMNS, BC, BD, LINE, ALONG_DEPTH)
@@ -155,7 +158,7 @@ def product_kernel(
                 right_mask = (step + depth[:, None] < DEPTH) & columns_mask[None, :]
                 right_values = tl.load(right_tile, mask=right_mask, other=0.0)
             left_values = tl.load(left_tile, mask=left_mask, other=0.0)
-            total = tl.dot(left_values, right_values, total, input_precision="ieee")
+            total = add_product(total, left_values, right_values)
             left_tile += left_step
             right_tile += right_step
 
@@ -191,6 +194,8 @@ def product(
     tokens, depth = left.shape[-2:]
     right = grouped(right)
     size = size or tiles(tokens, out.shape[2] * out.shape[3], depth, left.element_size(), INTERPRETED)
+    if out.dtype == torch.float32:
+        size = size._replace(depth=min(size.depth, FLOAT32_DEPTH))
     arguments, constants, programs = parameters(left, right, out, bias, epilogue, size, signal=signal, wait=wait)
     arguments |= strides("left", ("outer", "batch", "row", "depth"), left if left.ndim == 4 else left[None])
     constants |= dict(zip(("HELD1", "HELD2"), halves(depth) if size.held else (0, 0), strict=True))
@@ -298,14 +303,14 @@ def candidates(tokens: int, columns: int, depth: int, itemsize: int) -> list[Til
     rows = sorted({min(size, max(16, power_of_two(tokens))) for size in (32, 64, 128)})
     widths = sorted({min(size, max(16, power_of_two(columns))) for size in (32, 64, 128, 256)})
     deepest = max(16, power_of_two(depth))
-    steps = sorted({min(size, deepest) for size in ((64, 128) if itemsize == 2 else (32, 64))})
+    steps = sorted({min(size, deepest) for size in ((64, 128) if itemsize == 2 else (16, FLOAT32_DEPTH))})
     found = []
     for height, width, step in itertools.product(rows, widths, steps):
         for stages in sorted({min(each, ceil_div(depth, step) + 1) for each in (3, 4)}):
             shared = stages * step * (height + width) * itemsize
             if shared <= 160 * 1024 and 2**9 <= height * width <= 2**15:
                 found += [Tiles(height, width, step, warps, stages) for warps in _warps(height * width)]
-    if depth <= MOST_HELD:
+    if depth <= MOST_HELD and itemsize == 2:
         found += [
             Tiles(height, width, 16, warps, 1, held=True)
             for height, width in itertools.product(rows, widths)

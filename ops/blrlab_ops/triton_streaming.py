@@ -15,14 +15,15 @@ may be multiplied on CUDA cores; else rows are padded to the 16 of a tensor-core
 import itertools
 from typing import NamedTuple
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from .epilogue import NOTHING, Epilogue
 from .launching import Launch
-from .triton_parts import batch_offset, begin, prefetch_tile, store_tile, wait
-from .triton_product import ceil_div, grouped, parameters, power_of_two, strides
+from .triton_parts import add_product, batch_offset, begin, prefetch_tile, store_tile, wait
+from .triton_product import FLOAT32_DEPTH, ceil_div, grouped, parameters, power_of_two, strides
 
 Scales = tuple[Tensor | None, Tensor | None]  # of the columns of int8 factors V and U
 
@@ -32,7 +33,7 @@ class Tiles(NamedTuple):
 
     Attributes:
       columns: of the result.
-      depth: of the sum, at a time.
+      depth: of the sum, at a time; of float32 32 at most unless `vector`.
       rows: of the result, tokens: 1 for `vector`, else at least 16.
       warps: of 32 threads.
       stages: loads in flight, in steps of depth.
@@ -171,7 +172,7 @@ def stream_kernel(
             ranks_mask = inside[None, :]
             left_tile = left_rows + depth[None, :] * left_depth
             x = summed(left_tile, mask, left_part, scale, offsets, ranks_mask, scale_part, PARTS)
-            total = tl.dot(x.to(kind), weights.to(kind), total, input_precision="ieee")
+            total = add_product(total, x.to(kind), weights.to(kind))
         else:
             for step in tl.range(0, DEPTH, BD, num_stages=STAGES):
                 at = step + depth
@@ -182,7 +183,7 @@ def stream_kernel(
                 ranks_mask = within[None, :]
                 left_tile = left_rows + at[None, :] * left_depth
                 x = summed(left_tile, mask, left_part, scale, offsets, ranks_mask, scale_part, PARTS)
-                total = tl.dot(x.to(kind), weights.to(kind), total, input_precision="ieee")
+                total = add_product(total, x.to(kind), weights.to(kind))
                 right_tile += right_step
 
     if right_scale is not None:
@@ -226,6 +227,8 @@ def stream(
     columns = right.shape[2] * right.shape[3]
     itemsize = right.element_size() if tokens == 1 else max(left.element_size(), right.element_size())
     size = size or tiles(right.shape[0], tokens, columns, depth, itemsize, parts)
+    if out.dtype == torch.float32 and not size.vector:
+        size = size._replace(depth=min(size.depth, FLOAT32_DEPTH))
     arguments, constants, programs = parameters(left, right, out, bias, epilogue, size, signal=signal, wait=wait)
     arguments |= {"scale": scale, "right_scale": right_scale}
     arguments |= strides("left", ("part", "outer", "batch", "row", "depth"), left if left.ndim == 5 else left[:, None])
@@ -240,13 +243,14 @@ def stream(
 def tiles(batches: int, tokens: int, columns: int, depth: int, itemsize: int, parts: int = 1) -> Tiles:
     """Choose the tile sizes of a streaming product by fixed rules: 16 KiB of the right side a step.
 
-    One token takes up to 2 KiB of a column at once, several 512 bytes; columns are halved until there are 256 programs,
-    enough to ask for memory from every multiprocessor.
+    One token takes up to 2 KiB of a column at once, several 512 bytes (128 of float32); columns are halved until there
+    are 256 programs, enough to ask for memory from every multiprocessor.
     """
     alone = tokens == 1
     rows = 1 if alone else min(64, max(16, power_of_two(tokens)))
     crowding = (2 if rows > 16 else 1) * (2 if rows > 32 else 1)  # shared memory holds the left side as well
-    deepest = 2048 // itemsize if alone else min(256, 512 // itemsize) // crowding
+    several = FLOAT32_DEPTH if itemsize == 4 else min(256, 512 // itemsize) // crowding
+    deepest = 2048 // itemsize if alone else several
     step, narrowest = min(deepest, max(16, power_of_two(depth))), 8 if alone else 16
     width = min(128, max(narrowest, 2**14 // (step * itemsize) // (2 if rows > 32 else 1)))
     while width > narrowest and batches * ceil_div(columns, width) < 256:
@@ -263,6 +267,7 @@ def candidates(tokens: int, columns: int, depth: int, itemsize: int, parts: int 
     """
     whole, widest = max(16, power_of_two(depth)), max(16, power_of_two(columns))
     widths, steps = ((8, 16, 32), (256, 512, 1024, 2048)) if tokens == 1 else ((32, 64, 128), (128, 256, 512))
+    steps = (FLOAT32_DEPTH,) if itemsize == 4 and tokens > 1 else steps
     widths, steps = sorted({min(each, widest) for each in widths}), sorted({min(each, whole) for each in steps})
     found = []
     for width, step, warps in itertools.product(widths, steps, (4, 8)):

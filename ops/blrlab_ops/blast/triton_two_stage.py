@@ -20,7 +20,7 @@ from blrlab_ops.configs import Config
 from blrlab_ops.custom_ops import operator
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
-from blrlab_ops.triton_parts import INTERPRETED, begin
+from blrlab_ops.triton_parts import INTERPRETED, add_product, begin
 from blrlab_ops.triton_product import Tiles, ceil_div, power_of_two, product, strides
 
 from . import layout
@@ -95,7 +95,7 @@ def mix_kernel(
             V_mask = (depth[:, None] < P) & (ranks[None, :] < RANK)
             x_tile = tl.load(x_rows + depth_offsets[None, :] * x_column, mask=x_mask, other=0.0)  # [BN, BP]
             V_tile = tl.load(V_ranks + depth_offsets[:, None] * V_row, mask=V_mask, other=0.0)  # [BP, BR]
-            z = tl.dot(x_tile, V_tile, z, input_precision="ieee")
+            z = add_product(z, x_tile, V_tile)
         scale = tl.load(S_tile, mask=S_mask, other=0.0).to(tl.float32)  # [BK, BR]
         mixed += scale[:, None, :] * z[None, :, :]
         x_rows += x_block

@@ -28,7 +28,7 @@ from blrlab_ops.configs import Config
 from blrlab_ops.custom_ops import operator
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
-from blrlab_ops.triton_parts import finish
+from blrlab_ops.triton_parts import add_product, finish
 from blrlab_ops.triton_product import ceil_div, halves, power_of_two, strides
 
 from .layout import pack
@@ -60,7 +60,7 @@ def chained(x, V, U, total, rows_mask, depth_mask, columns_mask, ranks, RANK: tl
         V_values = tl.load(V, mask=depth_mask[:, None] & ranks_mask[None, :], other=0.0)  # [BD, R]
     U_values = tl.load(U, mask=ranks_mask[:, None] & columns_mask[None, :], other=0.0)  # [R, BC]
     product = tl.dot(x, V_values, input_precision="ieee")  # [BN, R]
-    return tl.dot(product.to(x.dtype), U_values, total, input_precision="ieee")
+    return add_product(total, product.to(x.dtype), U_values)
 
 
 @triton.jit
