@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+from blrlab_ops import dispatch
+
 from blrlab.bench.beside import quiet
 from blrlab.bench.problem import Group
 from blrlab.bench.rows import Settings
@@ -27,7 +29,7 @@ def compiles(impl: str, tokens: int) -> bool:
         return tokens > 1
     if impl == "triton_gemv":
         return False
-    return impl in ("torch_compile", "int8_streaming") or impl.startswith(("triton_", "hopper_"))
+    return impl in ("torch_compile", "int8_streaming") or dispatch.needs_triton(impl)
 
 
 def compile_all(groups: Sequence[Group], how: Settings, workers: int) -> Seconds:

@@ -254,8 +254,8 @@ def backend(name: str, clone: Path | None = None) -> Backend:
         variant = paper.VARIANTS[name]
         return Backend(name, (variant.op,), functools.partial(paper.call, variant, clone), to_rows=paper.to_rows)
     ops = tuple(op for op in FACTORED if name in dispatch.impls(op))
-    is_triton = dispatch.is_triton(name)
-    return Backend(name, ops, own_kernel(name), own=is_triton, tunes=(name, None) if is_triton else None)
+    tunes = (name, None) if dispatch.is_triton(name) else None
+    return Backend(name, ops, own_kernel(name), own=dispatch.needs_triton(name), tunes=tunes)
 
 
 def why_not(name: str, problem: Problem) -> str | None:

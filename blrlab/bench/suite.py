@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
+from blrlab_ops import dispatch
 from blrlab_ops.testing import Case
 
 from blrlab.bench import backends, beside, interpreted, timing
@@ -321,7 +322,7 @@ def _interpreted(groups: Sequence[Group], settings: Settings) -> Mapping[tuple[i
         for number, group in enumerate(groups)
         for case in group.cases
         for impl in settings.impls
-        if (case.format, impl) in planned(group, settings) and case.format != "dense" and impl.startswith("triton_")
+        if (case.format, impl) in planned(group, settings) and case.format != "dense" and dispatch.needs_triton(impl)
     ]
     verdicts = interpreted.verify([(case, impl) for _, case, impl in wanted])
     return {(number, case.format, impl): found for (number, case, impl), found in zip(wanted, verdicts, strict=True)}

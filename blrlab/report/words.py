@@ -26,6 +26,7 @@ BACKENDS = {
     "int8_weight_only": "int8 weights",
     "int8_streaming": "int8 Triton streaming",
     "triton_gemv": "Triton dense",
+    "bmm_mixing": "bmm, Triton mixing",
     "triton": "Triton",
     "triton_two_stage": "Triton two-stage",
     "ref": "reference",

@@ -35,10 +35,13 @@ def to_columns(left: Tensor, right: Tensor) -> Tensor:
     """
     if _functional(left, right):
         return torch.bmm(left, right)
-    batches, rows, tokens = left.shape[0], left.shape[1], right.shape[2]
-    lanes = 16 // left.element_size()
-    out = left.new_empty(batches, rows, -(-tokens // lanes) * lanes)[:, :, :tokens]
-    return torch.bmm(left, right, out=out)
+    return torch.bmm(left, right, out=columns(left, left.shape[0], left.shape[1], right.shape[2]))
+
+
+def columns(like: Tensor, batches: int, rows: int, tokens: int) -> Tensor:
+    """Return memory for a result of `to_columns`, [b, m, n]."""
+    lanes = 16 // like.element_size()
+    return like.new_empty(batches, rows, -(-tokens // lanes) * lanes)[:, :, :tokens]
 
 
 def _functional(*tensors: Tensor | None) -> bool:

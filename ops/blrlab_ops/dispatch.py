@@ -1,8 +1,9 @@
 """Which implementation runs: the one place that knows the implementations and what each needs.
 
 An implementation called `name` of a format is the module `blrlab_ops.<format>.<name>`, with `linear(x, *factors,
-bias)` and `pack(*factors)`; names that start with `triton_` need Triton. `impl=None` takes what tuning measured
-fastest for the layer on this GPU, where it is not measured what `likely` says, and never the interpreter.
+bias)` and `pack(*factors)`; names that start with `triton_` are kernels alone, which `launches` describes. `impl=None`
+takes what tuning measured fastest for the layer on this GPU, where it is not measured what `likely` says, and never the
+interpreter.
 """
 
 import difflib
@@ -34,6 +35,7 @@ IMPLS = {
     "blast": (
         "ref",
         "torch_bmm",
+        "bmm_mixing",
         "triton_two_stage",
         "triton_late_mixing",
         "triton_streaming",
@@ -123,6 +125,11 @@ def run(
 def is_triton(impl: str) -> bool:
     """Say whether an implementation is a Triton kernel of this package: it fuses an epilogue, and is tuned."""
     return impl.startswith(("triton_", "hopper_"))
+
+
+def needs_triton(impl: str) -> bool:
+    """Say whether an implementation launches a Triton kernel of this package, alone or between PyTorch's products."""
+    return is_triton(impl) or impl == "bmm_mixing"
 
 
 def choose(
@@ -217,8 +224,10 @@ def unsuited(impl: str, sizes: Layer) -> str | None:
     work, blocks = sizes.tokens * sizes.in_features * sizes.out_features, max(sizes.blocks)
     if impl == "triton_streaming" and sizes.tokens > MOST_STREAMED:
         return f"streaming is for up to {MOST_STREAMED} tokens: every program takes all of the depth"
-    if impl == "triton_late_mixing" and sizes.tokens > STREAMED_TOKENS and blocks > FEW_BLOCKS:
+    if impl == "triton_late_mixing" and sizes.tokens > 1 and blocks > FEW_BLOCKS:
         return f"late mixing is for up to {FEW_BLOCKS} blocks: the second launch reads the intermediate once a block"
+    if impl == "bmm_mixing" and sizes.tokens <= MOST_STREAMED:
+        return f"mixing between batched products is for more than {MOST_STREAMED} tokens, which lie side by side"
     if impl == "triton_fused" and work > LARGE_WORK:
         return "the fused launch is for small layers: every program multiplies by all of V's output block"
     return None
@@ -226,7 +235,7 @@ def unsuited(impl: str, sizes: Layer) -> str | None:
 
 def runs_natively(format: str, impl: str, device: str, dtype: str) -> bool:
     """Say whether an implementation can run, and not only in Triton's interpreter."""
-    natively = not is_triton(impl) or (device.startswith("cuda") and not _interprets())
+    natively = not needs_triton(impl) or (device.startswith("cuda") and not _interprets())
     return natively and why_not(format, impl, device, dtype) is None
 
 
@@ -237,11 +246,10 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @functools.cache
 def _why_not(impl: str, device: str, dtype: str) -> str | None:
-    is_triton = impl.startswith("triton_")
-    allowed = TRITON_DTYPES if is_triton else DTYPES
+    allowed = TRITON_DTYPES if needs_triton(impl) else DTYPES
     if dtype not in allowed:
         return f"dtype {dtype} is not one of {allowed}: cast x and the factors to one of these"
-    return _why_not_triton(device, dtype) if is_triton else None
+    return _why_not_triton(device, dtype) if needs_triton(impl) else None
 
 
 def _why_not_triton(device: str, dtype: str) -> str | None:

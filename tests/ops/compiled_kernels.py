@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from blrlab_ops import devices, dispatch, int8, int8_streaming, launching
+from blrlab_ops.blast import bmm_mixing
 from blrlab_ops.launching import Launch
 from blrlab_ops.testing import Case, random_factors
 from blrlab_ops.tuning import from_json, search, store
@@ -73,6 +74,8 @@ def main() -> None:
     for layers, dtype, capabilities in JOBS:
         for capability in capabilities:
             for layer in layers:
+                if layer.format == "blast" and dtype != torch.int8:
+                    _compile_launch(_mixing(layer, dtype), layer, "bmm_mixing", dtype, capability, sizes)
                 for impl in filter(dispatch.is_triton, dispatch.impls(layer.format)):
                     if (layer, impl) not in LEFT_OUT and (dtype != torch.int8 or impl in search.INT8_IMPLS):
                         _compile(layer, impl, dtype, capability, sizes)
@@ -143,13 +146,33 @@ def _compile(
 ) -> None:
     """Print a line a launch; what was compiled before is looked up in `sizes`."""
     for place, launch in enumerate(launches(operands(layer, impl, dtype), capability, config)):
-        row = {"format": layer.format, "impl": impl, "kernel": launch.kernel.__name__, "dtype": str(dtype)}
-        row |= {"tokens": layer.tokens, "place": place, "capability": capability, "early": launch.early}
-        row |= {"signals": bool(launch.constants.get("SIGNAL")), "committed": committed, "limit": LIMITS[capability]}
-        known = (capability, *specialised(launch))
-        if known not in sizes:
-            sizes[known] = launching.compile_for(launch, capability)
-        print(json.dumps(row | {"shared": sizes[known]}))
+        _compile_launch(launch, layer, impl, dtype, capability, sizes, committed, place)
+
+
+def _mixing(layer: Case, dtype: torch.dtype) -> Launch:
+    """Describe the one launch of BLAST's `bmm_mixing`, between two products of PyTorch's."""
+    b1, b2 = layer.blocks
+    Z, W = (torch.empty(blocks, layer.rank, layer.tokens, dtype=dtype, device="meta") for blocks in layer.blocks)
+    return bmm_mixing.mix(Z, torch.empty(b1, b2, layer.rank, dtype=dtype, device="meta"), W)
+
+
+def _compile_launch(
+    launch: Launch,
+    layer: Case,
+    impl: str,
+    dtype: torch.dtype,
+    capability: int,
+    sizes: dict[tuple, int],
+    committed: tuple[str, str] | None = None,
+    place: int = 0,
+) -> None:
+    row = {"format": layer.format, "impl": impl, "kernel": launch.kernel.__name__, "dtype": str(dtype)}
+    row |= {"tokens": layer.tokens, "place": place, "capability": capability, "early": launch.early}
+    row |= {"signals": bool(launch.constants.get("SIGNAL")), "committed": committed, "limit": LIMITS[capability]}
+    known = (capability, *specialised(launch))
+    if known not in sizes:
+        sizes[known] = launching.compile_for(launch, capability)
+    print(json.dumps(row | {"shared": sizes[known]}))
 
 
 if __name__ == "__main__":

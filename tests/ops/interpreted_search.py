@@ -211,13 +211,22 @@ def test_a_call_that_fails_takes_forever():
 def test_every_implementation_is_measured_and_told(format):
     lines = []
     kept = _tune(LAYERS[format], say=lines.append)
-    assert tuple(kept) == tuple(impl for impl in dispatch.impls(format) if impl != "ref")
+    sizes = dispatch.Layer(*LAYERS[format][1:])
+    suited = tuple(impl for impl in dispatch.impls(format) if dispatch.unsuited(impl, sizes) is None)
+    assert tuple(kept) == suited[1:]
+    assert suited[0] == "ref"
     assert [line.partition(":")[0] for line in lines] == list(kept)
     assert kept["torch_bmm"].config == {}
     assert kept["torch_bmm"].us == LIBRARY_US
     found = _kept(LAYERS[format])
     assert found == kept
     assert [entry.us for entry in found.values()] == sorted(entry.us for entry in kept.values())
+
+
+def test_a_kernel_between_products_is_timed_as_it_is():
+    entry = _tune(LAYERS["blast"], "bmm_mixing")["bmm_mixing"]
+    assert entry.config == {}
+    assert entry.us < LIBRARY_US  # of its own launch, which the clock sees
 
 
 def test_unsuited_implementations_are_measured_only_by_name():

@@ -15,6 +15,7 @@ KERNELS = {
     "mix_kernel",
     "rank_mix_kernel",
     "core_mix_kernel",
+    "token_mix_kernel",
 }
 
 
@@ -28,7 +29,7 @@ def test_every_kernel_is_compiled(compiled, capability):
     rows = [row for row in compiled if row["capability"] == capability]
     assert {row["kernel"] for row in rows} == KERNELS
     implementations = {(format, impl) for format in dispatch.IMPLS for impl in dispatch.impls(format)}
-    triton = {(format, impl) for format, impl in implementations if dispatch.is_triton(impl)}
+    triton = {(format, impl) for format, impl in implementations if dispatch.needs_triton(impl)}
     assert {(row["format"], row["impl"]) for row in rows} == triton
 
 
@@ -64,7 +65,7 @@ def test_launches_overlap_where_the_chip_can(compiled):
         expected = row["capability"] >= 90 and row["kernel"] not in ("chain_kernel", "mix_kernel") and row["place"] > 0
         assert row["early"] == expected, row
     signalling = {row["kernel"] for row in compiled if row["signals"]}
-    assert signalling == KERNELS - {"chain_kernel"}
+    assert signalling == KERNELS - {"chain_kernel", "token_mix_kernel"}
     assert {row["capability"] for row in compiled if row["signals"]} == {90}
 
 

@@ -49,6 +49,7 @@ BACKEND_COLOURS = {
     "xla": "sky",
     "int8_weight_only": "pink",
     "int8_streaming": "pink",
+    "bmm_mixing": "teal",
     "triton": "blue",
     "triton_two_stage": "blue",
     "ref": "muted",
