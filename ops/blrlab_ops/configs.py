@@ -30,11 +30,11 @@ def tuned(
     features: tuple[int, int],
     blocks: tuple[int, int],
     rank: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device,
 ) -> Config:
-    """Return what tuning found best for a layer on a GPU, by the dtype of its weights, or no configuration."""
-    if device.type != "cuda":
+    """Return what tuning found best for a layer on a GPU, by the dtype of `dtype_of`, or no configuration."""
+    if device.type != "cuda" or dtype is None:
         return NO_CONFIG
     from . import tuning
 
@@ -43,9 +43,9 @@ def tuned(
     return entry.config if entry else NO_CONFIG
 
 
-def dtype_of(x: Tensor, V: Tensor) -> torch.dtype:
-    """Return the dtype that a layer is tuned under: that of its weights, where int8 ones are for a 16-bit x.
+def dtype_of(x: Tensor, V: Tensor) -> torch.dtype | None:
+    """Return the dtype that a layer is tuned under, that of its weights; None for int8 ones beside a float32 x.
 
-    Their tiles would not fit the shared memory beside a float32 x, for which none are kept.
+    What is kept of int8 weights is for a 16-bit x: the tiles would not fit the shared memory beside a float32 one.
     """
-    return V.dtype if x.element_size() <= 2 * V.element_size() else torch.float64
+    return V.dtype if x.element_size() <= 2 * V.element_size() else None
