@@ -9,9 +9,11 @@
 (['U', 'V'], 'mlp', 0.0)
 """
 
+from blrlab.compress.calibration import collect, compress_in_sequence
+from blrlab.compress.fit import ALGORITHMS, Fit, algorithm_of, fit
 from blrlab.compress.plan import Choice, linears, plan, published, resolve
+from blrlab.compress.statistics import Statistics
 from blrlab.compress.tree import (
-    ALGORITHMS,
     Loss,
     compress,
     compression_factors,
@@ -21,6 +23,6 @@ from blrlab.compress.tree import (
 )
 
 __all__ = [
-    "ALGORITHMS", "Choice", "Loss", "compress", "compression_factors", "expand", "linears", "parameter_count",
-    "plan", "published", "resolve", "shapes_of",
+    "ALGORITHMS", "Choice", "Fit", "Loss", "Statistics", "algorithm_of", "collect", "compress", "compress_in_sequence",
+    "compression_factors", "expand", "fit", "linears", "parameter_count", "plan", "published", "resolve", "shapes_of",
 ]  # fmt: skip

@@ -9,14 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from blrlab import factors
+from blrlab.compress.fit import algorithm_of, fit
+from blrlab.compress.statistics import Statistics
 from blrlab.errors import InputError
-from blrlab.factors import Kernel, Spec
+from blrlab.factors import Spec
 
 Tree = dict[str, Any]
-ALGORITHMS = {"dense": "none", "low_rank": "svd", "monarch": "block_svd", "blast": "precgd"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Loss:
       spec: what it became.
       algorithm: how.
       relative_error: ||W - W'|| / ||W||, Frobenius, in float32; 0 for a weight that is all zeros.
+      output_error: ||X (W - W')|| / ||X W|| on the calibration inputs; None without them.
+      sweeps: of an iterative algorithm; None of a closed form.
       params_before: parameters of the kernel, before.
       params_after: and after.
       seconds: wall time, compilation included.
@@ -37,22 +40,11 @@ class Loss:
     spec: Spec
     algorithm: str
     relative_error: float
+    output_error: float | None
+    sweeps: int | None
     params_before: int
     params_after: int
     seconds: float
-
-
-@functools.partial(jax.jit, static_argnums=1)
-@jax.default_matmul_precision("highest")  # a GPU would fit the factors in tf32
-def _project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> tuple[Kernel, Array]:
-    kernel = factors.project(weight, spec, key)
-    wide = jnp.float64 if weight.dtype == jnp.float64 else jnp.float32
-    exact, product = (
-        weight.astype(wide),
-        factors.to_dense(jax.tree.map(lambda leaf: leaf.astype(wide), kernel)),
-    )
-    difference, size = exact - product, jnp.linalg.norm(exact)
-    return kernel, jnp.where(size == 0, 0.0, jnp.linalg.norm(difference) / size)
 
 
 def compress(
@@ -60,6 +52,8 @@ def compress(
     specs: Mapping[str, Spec],
     key: Array | None = None,
     progress: Callable[[Loss], None] = lambda loss: None,
+    algorithms: Mapping[str, str] | None = None,
+    statistics: Mapping[str, Statistics] | None = None,
 ) -> tuple[Tree, list[Loss]]:
     """Replace the dense kernels that `specs` names by factors.
 
@@ -68,35 +62,77 @@ def compress(
       specs: {path of the layer: spec}.
       key: random starts; every layer draws its own from its place in `specs`.
       progress: called with the loss of each layer once it is known.
+      algorithms: {format: name} from `ALGORITHMS`; a format that is not named takes its default.
+      statistics: {path: of the layer's inputs}; a layer that is not named is fitted to its weight alone. A layer with
+        a bias has its mean error added to it.
 
     Returns:
       The new tree, and one `Loss` a layer in the order of `specs`.
 
     Raises:
-      InputError: a path has no dense kernel, its shape is not the spec's, or it holds NaN or infinity.
+      InputError: a path has no dense kernel, its shape is not the spec's, it holds NaN or infinity, or an algorithm is
+        unknown.
     """
     key = jax.random.key(0) if key is None else key
-    tree, losses = _copy(params), []
-    for index, (path, spec) in enumerate(specs.items()):
-        layer = _layer(tree, path)
-        weight = layer["kernel"]
-        if not bool(jnp.isfinite(weight).all()):  # an SVD of infinities may never end
-            raise InputError(f"{path} cannot be compressed: its weight holds NaN or infinity.")
-        started = time.perf_counter()
-        try:
-            kernel, error = _project(weight, spec, jax.random.fold_in(key, index))
-        except InputError as problem:
-            raise InputError(f"{path}: {problem}") from None
-        relative_error = float(error)
-        if not np.isfinite(relative_error):
-            raise InputError(f"{path} cannot be compressed: its fit diverged.")
-        seconds = time.perf_counter() - started
-        layer["kernel"] = kernel
-        count = factors.parameter_count(spec)
-        loss = Loss(path, spec, ALGORITHMS[spec.format], relative_error, weight.size, count, seconds)
+    tree, losses = copy_tree(params), []
+    for number, (path, spec) in enumerate(specs.items()):
+        inputs = (statistics or {}).get(path)
+        loss = compress_layer(tree, path, spec, jax.random.fold_in(key, number), inputs, algorithms)
         losses.append(loss)
         progress(loss)
     return tree, losses
+
+
+def compress_layer(
+    tree: Tree,
+    path: str,
+    spec: Spec,
+    key: Array,
+    inputs: Statistics | None = None,
+    algorithms: Mapping[str, str] | None = None,
+) -> Loss:
+    """Replace one dense kernel of a tree, in place; arguments and errors as of `compress`."""
+    layer = layer_of(tree, path)
+    weight = layer["kernel"]
+    if not bool(jnp.isfinite(weight).all()):  # an SVD of infinities may never end
+        raise InputError(f"{path} cannot be compressed: its weight holds NaN or infinity.")
+    started = time.perf_counter()
+    try:
+        _check(inputs, spec)
+        name = algorithm_of(spec.format, (algorithms or {}).get(spec.format, ""))
+        has_bias = inputs is not None and "bias" in layer
+        found = fit(weight, spec, key, inputs, algorithm=name, has_bias=has_bias)
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+    relative_error = float(found.relative_error)
+    if not np.isfinite(relative_error):
+        raise InputError(f"{path} cannot be compressed: its fit diverged.")
+    seconds = time.perf_counter() - started
+    layer["kernel"] = found.kernel
+    if found.shift is not None:
+        layer["bias"] = layer["bias"] + found.shift.astype(layer["bias"].dtype)
+    return Loss(
+        path=path,
+        spec=spec,
+        algorithm=name,
+        relative_error=relative_error,
+        output_error=None if found.output_error is None else float(found.output_error),
+        sweeps=None if found.sweeps is None else int(found.sweeps),
+        params_before=weight.size,
+        params_after=factors.parameter_count(spec),
+        seconds=seconds,
+    )
+
+
+def _check(inputs: Statistics | None, spec: Spec) -> None:
+    if inputs is None:
+        return
+    if inputs.gram.shape != (spec.in_features, spec.in_features):
+        raise InputError(f"the statistics are of {inputs.gram.shape[0]} inputs, and the layer has {spec.in_features}.")
+    if not float(inputs.count) > 0:
+        raise InputError("no calibration input reached the layer.")
+    if not bool(jnp.isfinite(inputs.gram).all()):
+        raise InputError("its calibration inputs hold NaN or infinity.")
 
 
 def expand(params: Mapping[str, Any]) -> Tree:
@@ -110,9 +146,9 @@ def expand(params: Mapping[str, Any]) -> Tree:
 
 def shapes_of(params: Mapping[str, Any], specs: Mapping[str, Spec]) -> Tree:
     """Return the shapes (`jax.ShapeDtypeStruct`) that `compress` would give, without computing it."""
-    tree = _copy(jax.eval_shape(lambda tree: tree, dict(params)))
+    tree = copy_tree(jax.eval_shape(lambda tree: tree, dict(params)))
     for path, spec in specs.items():
-        layer = _layer(tree, path)
+        layer = layer_of(tree, path)
         dtype, sizes = layer["kernel"].dtype, tuple(layer["kernel"].shape)
         if sizes != (spec.in_features, spec.out_features):
             raise InputError(
@@ -139,14 +175,21 @@ def compression_factors(params: Mapping[str, Any], specs: Mapping[str, Spec]) ->
     return (before / after if after else 1.0), whole / (whole - before + after)
 
 
-def _copy(tree: Mapping[str, Any]) -> Tree:
-    return {name: _copy(node) if isinstance(node, Mapping) else node for name, node in tree.items()}
+def copy_tree(tree: Mapping[str, Any]) -> Tree:
+    """Return new nested dicts of the same arrays."""
+    return {name: copy_tree(node) if isinstance(node, Mapping) else node for name, node in tree.items()}
 
 
-def _layer(tree: Tree, path: str) -> Tree:
+def layer_of(tree: Tree, path: str, dense: bool = True) -> Tree:
+    """Return the parameters of a linear layer.
+
+    Raises:
+      InputError: there is no such layer, or its kernel is no dense one where that is asked for.
+    """
     node: Any = tree
     for name in path.split("/"):
         node = node.get(name) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or getattr(node.get("kernel"), "ndim", 0) != 2:
+    kernel = node.get("kernel") if isinstance(node, dict) else None
+    if kernel is None or (dense and getattr(kernel, "ndim", 0) != 2):
         raise InputError(f"{path} has no dense kernel to compress.")
     return node

@@ -25,6 +25,7 @@ from blrlab.models import gpt2, hf
 
 OWN = "own"
 DTYPES = ("float32", "bfloat16", "float16")
+MODES = ("plain", "whitened", "sequential")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ def experiment(config: Config) -> Experiment:
       InputError: a value is unknown or does not fit the others.
     """
     one_of(config.factors.format, FORMATS, "format")
+    one_of(config.compress.mode, MODES, "compress.mode")
+    algorithms(config)
     one_of(config.data.source, text.SOURCES, "data source")
     one_of(config.data.tokenizer, tokenizer.KINDS, "tokenizer")
     nets(config)
@@ -90,6 +93,18 @@ def machine() -> dict[str, Any]:
     first = jax.local_devices()[0]
     name = first.device_kind if first.platform != "cpu" else ""
     return environment.describe(name, first.platform, jax.local_device_count())
+
+
+def algorithms(config: Config) -> dict[str, str]:
+    """Read the algorithms of `config.compress`, by format.
+
+    Raises:
+      InputError: one is unknown, or takes no calibration inputs where there are to be some.
+    """
+    named = {name: compress.algorithm_of(name, config.compress[name]) for name in FORMATS if name != "dense"}
+    if config.compress.mode != "plain" and named["blast"] == "precgd":
+        raise InputError(f"precgd fits weights alone: compress.mode={config.compress.mode} needs another algorithm.")
+    return named
 
 
 def nets(config: Config) -> tuple[str, ...]:

@@ -69,6 +69,16 @@ def _everything() -> Config:
     # Fields are format, rank, blocks, block_rank; those left out come from config.factors.
     config.rules = (("*/attn/c_attn", {}), ("*/mlp/c_fc", {}), ("*/mlp/c_proj", {}))
 
+    config.compress = ConfigDict()
+    # plain: to the weights alone. whitened: to what the layers give on training text. sequential: the same, each layer
+    # on what the compressed ones before it hand it.
+    config.compress.mode = "plain"
+    config.compress.windows = 128  # of the training text, evenly spread, for whitened and sequential
+    config.compress.batch = 8
+    config.compress.low_rank = "svd"  # or randomized_svd
+    config.compress.monarch = "block_svd"
+    config.compress.blast = "alternating"  # or precgd, as published
+
     config.eval = ConfigDict()
     config.eval.windows = 256  # of the validation text, evenly spread
     config.eval.batch = 8
@@ -113,4 +123,5 @@ def _small(config: Config) -> None:
     config.model.update(vocab_size=256, context=128, layers=4, heads=4, width=192, dropout=0.0, dtype="float32")
     config.train.update(steps=400, batch=16, learning_rate=3e-3, warmup=40, log_every=5, checkpoint_every=100)
     config.heal.update(steps=120, batch=16, learning_rate=1.5e-3, warmup=10, log_every=5, checkpoint_every=60)
+    config.compress.update(batch=32)
     config.eval.update(windows=256, batch=32)

@@ -114,14 +114,15 @@ def compress_dense(run: Run, folder: Path) -> None:
     made, params = run.made, run.params("dense")
 
     def line(loss: compress.Loss) -> None:
+        of_output = "" if loss.output_error is None else f", of the output {loss.output_error:.4f}"
         run.say(
-            f"compress: {loss.path:<20} {loss.spec.format}  error {loss.relative_error:.4f}  "
+            f"compress: {loss.path:<20} {loss.spec.format}  error {loss.relative_error:.4f}{of_output}  "
             f"{loss.params_before:,} -> {loss.params_after:,} parameters  {loss.seconds:.1f} s"
         )
 
-    small, losses = compress.compress(params, made.specs, run.key(COMPRESS), line)
+    small, losses = _compressed(run, params, line)
     layer_factor, model_factor = compress.compression_factors(made.dense_shapes, made.specs)
-    rows = [_compress_record(loss) for loss in losses]
+    rows = [_compress_record(loss, made.config.compress.mode) for loss in losses]
     rows.append(
         {
             "kind": "compress",
@@ -139,20 +140,45 @@ def compress_dense(run: Run, folder: Path) -> None:
     run.say(f"compress: factored layers {layer_factor:.2f}x smaller, the model {model_factor:.2f}x")
 
 
+def _compressed(
+    run: Run, params: dict[str, Any], line: Callable[[compress.Loss], None]
+) -> tuple[dict[str, Any], list[compress.Loss]]:
+    """Compress as `config.compress` says."""
+    made, config = run.made, run.made.config.compress
+    key, algorithms = run.key(COMPRESS), build.algorithms(made.config)
+    if config.mode == "plain":
+        return compress.compress(params, made.specs, key, line, algorithms)
+    windows = data.validation_windows(run.dataset.train, made.window, config.windows)[:, :-1]
+    batch = min(config.batch, len(windows))
+    batches = [windows[start : start + batch] for start in range(0, len(windows) - batch + 1, batch)]
+    model = run.model(dense=True)
+    if config.mode == "sequential":
+        return compress.compress_in_sequence(model, params, made.specs, batches, key, line, algorithms)
+    inputs = compress.collect(model, params, batches, tuple(made.specs))
+    return compress.compress(params, made.specs, key, line, algorithms, inputs)
+
+
+def _algorithm(name: str, mode: str) -> str:
+    """Name how a layer was compressed: block_svd, or block_svd whitened."""
+    return name if mode == "plain" else f"{name} {mode}"
+
+
 def _format(made: Experiment) -> str:
     """Return the one format of the factored layers; mixed where they differ, dense where there are none."""
     found = build.formats(made)
     return found[0] if len(found) == 1 else "mixed" if found else "dense"
 
 
-def _compress_record(loss: compress.Loss) -> records.Record:
+def _compress_record(loss: compress.Loss, mode: str) -> records.Record:
     return {
         "kind": "compress",
         "path": loss.path,
         "layer": loss.path.rsplit("/", 1)[-1],
         **spec_fields(loss.spec),
-        "algorithm": loss.algorithm,
+        "algorithm": _algorithm(loss.algorithm, mode),
         "relative_error": loss.relative_error,
+        "output_error": loss.output_error,
+        "sweeps": loss.sweeps,
         "params_before": loss.params_before,
         "params_after": loss.params_after,
         "seconds": loss.seconds,
@@ -232,7 +258,9 @@ def _eval_records(run: Run, stage: str, loss: float, windows: np.ndarray, factor
         layer_factor, model_factor = compress.compression_factors(made.dense_shapes, made.specs)
         shared |= {
             "format": _format(made),
-            "algorithm": compress.ALGORITHMS.get(_format(made), "mixed"),
+            "algorithm": _algorithm(
+                build.algorithms(made.config).get(_format(made), _format(made)), made.config.compress.mode
+            ),
             "layer_factor": layer_factor,
             "model_factor": model_factor,
         }

@@ -53,7 +53,7 @@ class Stage:
 STAGES = (
     Stage("data", "data.json", ("data", "init_from")),
     Stage("dense", "params", ("model", "train", "seed"), ("data",)),
-    Stage("compress", "params", ("factors", "rules"), ("dense",)),
+    Stage("compress", "params", ("factors", "rules", "compress"), ("dense",)),
     Stage("heal", "params", ("heal",), ("compress",)),
     Stage("continue", "params", ("heal",), ("dense",)),
     Stage("eval", "records.jsonl", ("eval",), ("dense",), ("compress", "heal", "continue")),

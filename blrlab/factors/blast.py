@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from blrlab.factors import precgd
+from blrlab.factors import alternating
 from blrlab.factors.spec import Spec
 
 Factors = dict[str, Array]
@@ -48,5 +48,5 @@ def to_dense(factors: Factors) -> Float[Array, "i o"]:
 
 
 def project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> Factors:
-    """Find near factors by preconditioned gradient descent from a random start (see `precgd`)."""
-    return precgd.factorize(weight, spec.blocks, spec.rank, key)
+    """Find near factors by alternating solves (see `alternating`)."""
+    return alternating.blast(weight, spec.blocks, spec.rank, key)[0]

@@ -35,15 +35,66 @@ def to_dense(factors: Factors) -> Float[Array, "i o"]:
 
 
 def project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> Factors:
-    """Find the nearest factors in the Frobenius norm: the truncated SVD (Eckart and Young, 1936).
+    """Find the nearest factors in the Frobenius norm: the truncated SVD (Eckart and Young, 1936)."""
+    V, U = truncate(weight, spec.rank)
+    return {"V": V, "U": U}
 
-    The square root of each singular value goes to either side, so that V and U train alike. A rank above
-    min(i, o) is filled up with zero columns.
+
+def truncate(
+    weight: Float[Array, "i o"], rank: int, gram: Float[Array, "i i"] | None = None
+) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
+    """Return V [i, r] and U [r, o] of the truncated SVD: the least ||W - V U||, or ||X (W - V U)|| with G = X^T X.
+
+    With G = L L^T it is the SVD of L^T W, multiplied back (SVD-LLM, arXiv 2403.07378; optimal by Eckart and Young).
+    The square root of each singular value goes to either side, so that V and U train alike. A rank above min(i, o) is
+    filled up with zero columns.
     """
-    left, values, right = jnp.linalg.svd(weight, full_matrices=False)
+    lower, whitened = _whitened(weight, gram)
+    left, values, right = jnp.linalg.svd(whitened, full_matrices=False)
+    return _shared_out(left, values, right, lower, rank)
+
+
+def sketch(
+    weight: Float[Array, "i o"],
+    rank: int,
+    key: Array,
+    gram: Float[Array, "i i"] | None = None,
+    extra: int = 16,
+    rounds: int = 3,
+) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
+    """Return what `truncate` does, nearly: subspace iteration on a random start (Halko et al., arXiv 0909.4061, 4.4).
+
+    Args:
+      weight: as for `truncate`.
+      rank: r.
+      key: the random start.
+      gram: as for `truncate`.
+      extra: columns that are carried beside the r.
+      rounds: of the iteration; each takes two products with the weight.
+    """
+    lower, whitened = _whitened(weight, gram)
+    width = min(rank + extra, *weight.shape)
+    basis = whitened @ jax.random.normal(key, (weight.shape[1], width), weight.dtype)
+    for _ in range(rounds):
+        basis = jnp.linalg.qr(whitened @ jnp.linalg.qr(whitened.T @ jnp.linalg.qr(basis)[0])[0])[0]
+    left, values, right = jnp.linalg.svd(basis.T @ whitened, full_matrices=False)
+    return _shared_out(basis @ left, values, right, lower, rank)
+
+
+def _whitened(weight: Array, gram: Array | None) -> tuple[Array | None, Array]:
+    """Return L of G = L L^T and L^T W; None and W without G."""
+    if gram is None:
+        return None, weight
+    lower = jnp.linalg.cholesky(gram)
+    return lower, lower.T @ weight
+
+
+def _shared_out(left: Array, values: Array, right: Array, lower: Array | None, rank: int) -> tuple[Array, Array]:
+    """Multiply the whitening back, and give the square root of each singular value to either side."""
+    if lower is not None:
+        left = jax.scipy.linalg.solve_triangular(lower, left, trans="T", lower=True)
     root = jnp.sqrt(values)
-    V, U = left * root[None, :], root[:, None] * right
-    return {"V": _fit(V, 1, spec.rank), "U": _fit(U, 0, spec.rank)}
+    return _fit(left * root[None, :], 1, rank), _fit(root[:, None] * right, 0, rank)
 
 
 def _fit(array: Array, axis: int, size: int) -> Array:

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from blrlab.factors.descent import rms
+
 Factors = dict[str, Array]
 SWEEPS = 300
 DAMPING = 0.1
@@ -36,9 +38,8 @@ def factorize(
     Returns:
       {"V": [b1, p, r], "S": [b1, b2, r], "U": [b2, r, q]}.
     """
-    peak = jnp.abs(weight).max()  # divided out before squaring, which overflows early
-    scale = peak * jnp.sqrt(jnp.mean(jnp.square(weight / jnp.where(peak > 0, peak, 1))))
-    target = rearrange(weight / jnp.where(scale > 0, scale, 1), "(l p) (k q) -> l k p q", l=blocks[0], k=blocks[1])
+    scale = rms(weight)
+    target = rearrange(weight / scale, "(l p) (k q) -> l k p q", l=blocks[0], k=blocks[1])
     start = _start(key, target.shape, rank, weight.dtype)
 
     def sweep(index: Array, factors: Factors) -> Factors:

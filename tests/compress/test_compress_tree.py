@@ -104,9 +104,11 @@ def test_losses_say_what_became_of_a_layer(done):
         assert loss.params_before == 240
         assert loss.seconds > 0
     algorithms = {loss.spec.format: loss.algorithm for loss in losses}
-    assert algorithms == {"low_rank": "svd", "monarch": "block_svd", "blast": "precgd", "dense": "none"}
+    assert algorithms == {"low_rank": "svd", "monarch": "block_svd", "blast": "alternating", "dense": "none"}
     counts = {"attn": 5 * 32, "mlp/down": 2 * (3 * 20 + 2 * 12), "mlp/up": 5 * (32 + 6), "mlp/gate": 240}
     assert {loss.path: loss.params_after for loss in losses} == counts
+    assert {loss.spec.format for loss in losses if loss.sweeps} == {"blast"}
+    assert all(loss.output_error is None for loss in losses)
 
 
 def test_errors_are_those_that_numpy_finds(done):

@@ -7,16 +7,22 @@ import numpy as np
 import pytest
 
 from blrlab import factors
-from blrlab.factors import Spec
+from blrlab.factors import Spec, precgd
 
 SEEDS = 5
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _fits(weights, spec):
-    """Project every weight [n, i, o] from its own random start, and multiply out."""
+    """Factor every weight [n, i, o], BLAST from its own random start, and multiply out."""
     keys = jax.random.split(jax.random.key(0, impl="unsafe_rbg"), len(weights))
-    return jax.lax.map(lambda pair: factors.to_dense(factors.project(pair[0], spec, pair[1])), (weights, keys))
+
+    def fitted(weight, key):
+        if spec.format == "blast":
+            return precgd.factorize(weight, spec.blocks, spec.rank, key)
+        return factors.project(weight, spec, key)
+
+    return jax.lax.map(lambda pair: factors.to_dense(fitted(*pair)), (weights, keys))
 
 
 def _errors(weights, spec):
