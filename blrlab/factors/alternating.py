@@ -49,9 +49,9 @@ def blast(
     Returns:
       {"V": [b1, p, r], "S": [b1, b2, r], "U": [b2, r, q]} and how it went.
     """
-    scale = descent.rms(weight)
-    problem = descent.in_blocks(weight / scale, blocks, gram)
-    V, U = low_rank.truncate(weight / scale, rank, gram)
+    unit, scale = descent.normalised(weight)
+    problem = descent.in_blocks(unit, blocks, gram)
+    V, U = low_rank.truncate(unit, rank, gram)
     S = 1 + NOISE * jax.random.normal(key, (*blocks, rank), weight.dtype)
     start = rearrange(V, "(l p) r -> l p r", l=blocks[0]), S, rearrange(U, "r (k q) -> k r q", k=blocks[1])
     (V, S, U), progress = descent.minimise(
@@ -81,8 +81,8 @@ def monarch(
     Returns:
       {"V": [b1, b2, p, r'], "U": [b1, b2, r', q]} and how it went.
     """
-    scale = descent.rms(weight)
-    problem = descent.in_blocks(weight / scale, blocks, gram)
+    unit, scale = descent.normalised(weight)
+    problem = descent.in_blocks(unit, blocks, gram)
     assert problem.gram is not None
     own = jnp.einsum("llpu->lpu", problem.gram)
     of_block = jax.vmap(low_rank.truncate, in_axes=(0, None, None))  # over output blocks
@@ -95,8 +95,8 @@ def monarch(
 
 def last_factor(weight: Weight, kernel: Factors, blocks: tuple[int, int], gram: Gram | None = None) -> Array:
     """Solve for U, exactly, with the other factors of a kernel of any format fixed, such as rounded ones."""
-    scale = descent.rms(weight)
-    problem = descent.in_blocks(weight / scale, blocks, gram)
+    unit, scale = descent.normalised(weight)
+    problem = descent.in_blocks(unit, blocks, gram)
     V = kernel["V"]
     if "S" in kernel:
         normal = _blast_normal(problem, V, kernel["S"])
@@ -177,7 +177,8 @@ def _monarch_sweep(problem: Problem, V: Array, U: Array) -> Parts:
     def one(row: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
         V, pull = given
         change = solve(right[row], (pull[row] @ U[row].mT).mT).mT  # [k, p, r]
-        change = solve(gram[row, row], change)
+        change = solve(gram[row, row], rearrange(change, "k p r -> p (k r)"))
+        change = rearrange(change, "p (k r) -> k p r", k=U.shape[1])
         pull = pull - jnp.einsum("mpu,kuq->mkpq", gram[:, row], change @ U[row])
         return V.at[row].add(change), pull
 

@@ -71,11 +71,11 @@ def in_blocks(weight: Float[Array, "i o"], blocks: tuple[int, int], gram: Float[
     return Problem(target, rearrange(gram, "(l p) (m u) -> l m p u", l=blocks[0], m=blocks[0]))
 
 
-def rms(weight: Array) -> Array:
-    """Return the root mean square of a weight's entries, 1 for a weight of zeros."""
+def normalised(weight: Array) -> tuple[Array, Array]:
+    """Return a weight over the root mean square of its entries, and that; a weight of zeros as it is, and 0."""
     peak = jnp.abs(weight).max()  # divided out before squaring, which overflows early
-    safe = jnp.where(peak > 0, peak, 1)
-    return jnp.where(peak > 0, safe * jnp.sqrt(jnp.mean(jnp.square(weight / safe))), 1)
+    scale = peak * jnp.sqrt(jnp.mean(jnp.square(weight / jnp.where(peak > 0, peak, 1))))
+    return weight / jnp.where(scale > 0, scale, 1), scale
 
 
 def minimise(

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from blrlab.factors.descent import rms
+from blrlab.factors.descent import normalised
 
 Factors = dict[str, Array]
 SWEEPS = 300
@@ -38,8 +38,8 @@ def factorize(
     Returns:
       {"V": [b1, p, r], "S": [b1, b2, r], "U": [b2, r, q]}.
     """
-    scale = rms(weight)
-    target = rearrange(weight / scale, "(l p) (k q) -> l k p q", l=blocks[0], k=blocks[1])
+    unit, scale = normalised(weight)
+    target = rearrange(unit, "(l p) (k q) -> l k p q", l=blocks[0], k=blocks[1])
     start = _start(key, target.shape, rank, weight.dtype)
 
     def sweep(index: Array, factors: Factors) -> Factors:

@@ -12,13 +12,13 @@ from blrlab.factors import Spec, precgd
 SEEDS = 5
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _fits(weights, spec):
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _fits(weights, spec, blast="precgd"):
     """Factor every weight [n, i, o], BLAST from its own random start, and multiply out."""
     keys = jax.random.split(jax.random.key(0, impl="unsafe_rbg"), len(weights))
 
     def fitted(weight, key):
-        if spec.format == "blast":
+        if spec.format == "blast" and blast == "precgd":
             return precgd.factorize(weight, spec.blocks, spec.rank, key)
         return factors.project(weight, spec, key)
 
@@ -108,9 +108,10 @@ HARD = Spec("blast", 16, 16, (2, 2), 16)
         "very small", "block diagonal", "gaussian",
     ],
 )  # fmt: skip
-def test_what_the_rank_fits_exactly_is_fitted(weight):
+@pytest.mark.parametrize("blast", ["precgd", "alternating"])
+def test_what_the_rank_fits_exactly_is_fitted(weight, blast):
     """Rank 16 suffices for any 16 x 16 weight. The error vanishes, and with it what damps the linear systems."""
-    fit = np.asarray(_fits(weight[None].astype(np.float32), HARD)[0], np.float64)
+    fit = np.asarray(_fits(weight[None].astype(np.float32), HARD, blast)[0], np.float64)
     furthest = float(np.abs(fit - weight).max())
     assert furthest <= 1e-4 * np.abs(weight).max()
 
