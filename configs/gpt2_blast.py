@@ -1,4 +1,4 @@
-"""GPT-2 from dense to BLAST (PrecGD): train, compress, heal, evaluate, benchmark, report.
+"""GPT-2 from dense to BLAST (alternating solves): train, compress, heal, evaluate, benchmark, report.
 
     python -m blrlab.experiments.run --config=configs/gpt2_blast.py
 

@@ -184,6 +184,7 @@ def _check(made: Experiment) -> None:
     _check_range("model.context", made.window, 1, 2**31 - 1)
     for field in ("windows", "batch"):
         _check_range(f"eval.{field}", config.eval[field], 1, 2**31 - 1)
+        _check_range(f"compress.{field}", config.compress[field], 1, 2**31 - 1)
     _check_range("bench.workers", config.bench.workers, 0, 1024)
     _check_range("bench.seconds", config.bench.seconds, 1e-6, 3600)
     for phase in ("train", "heal"):
@@ -215,6 +216,8 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a flat config that can change a result: not those that another one switches off."""
     unused = {"stages"}
+    if flat["compress.mode"] == "plain":
+        unused |= {"compress.windows", "compress.batch"}
     if flat["data.source"] != "folder":
         unused |= {"data.path"}
     if flat["data.source"] != "huggingface":

@@ -70,8 +70,8 @@ def to_dense(kernel: Kernel) -> Float[Array, "i o"]:
 def project(weight: Float[Array, "i o"], spec: Spec, key: Array | None = None) -> Kernel:
     """Find a kernel of the given spec near a weight [in_features, out_features].
 
-    Closed forms for low_rank and monarch (the nearest in the Frobenius norm); PrecGD from a random start for
-    blast. The work is done in float32, or in float64 for a float64 weight; the weight's dtype is kept.
+    Closed forms for low_rank and monarch (the nearest in the Frobenius norm); alternating solves for blast. The work
+    is done in float32, or in float64 for a float64 weight; the weight's dtype is kept.
 
     Args:
       weight: [in_features, out_features].

@@ -50,6 +50,13 @@ WRONG = {
     "no batch": ([CONFIG, "--config.train.batch=0"], "config.train"),
     "small vocabulary": ([CONFIG, "--config.model.vocab_size=100"], "less than the 256 tokens"),
     "eval windows": ([CONFIG, "--config.eval.windows=0"], "eval.windows"),
+    "calibration windows": ([CONFIG, "--config.compress.windows=0"], "compress.windows"),
+    "unknown mode": ([CONFIG, "--config.compress.mode=whitend"], 'Did you mean "whitened"?'),
+    "unknown algorithm": ([CONFIG, "--config.compress.blast=presgd"], 'Did you mean "precgd"?'),
+    "algorithm without inputs": (
+        [CONFIG, "--config.compress.mode=whitened", "--config.compress.blast=precgd"],
+        "precgd fits weights alone",
+    ),
     "model dtype": ([CONFIG, "--config.model.dtype=int8"], "unknown model dtype"),
     "rule of another format": ([CONFIG, "--config.rules=(('*/mlp/c_fc', {'format': 3}),)"], "unknown format"),
     "rule with a number as field": ([CONFIG, "--config.rules=(('*/mlp/c_fc', {3: 4}),)"], "unknown field"),
