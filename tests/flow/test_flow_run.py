@@ -93,6 +93,22 @@ def test_another_format_keeps_the_dense_model(finished, tiny, capsys, format):
     assert {record["format"] for record in found if record["kind"] == "compress"} == {format}
 
 
+@pytest.mark.parametrize("mode", ["whitened", "sequential"])
+def test_calibration_inputs_are_those_of_the_training_text(finished, tiny, capsys, mode):
+    flags = [f"--config.compress.mode={mode}", "--config.compress.windows=6", "--config.compress.batch=4"]
+    arguments = [*tiny, f"--workdir={finished}", *flags, "--config.stages=compress,eval"]
+    assert run.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "dense: step" not in out
+    assert ", of the output 0." in out
+    found = records.read(finished / "compress" / "records.jsonl")
+    layers = [row for row in found if row["path"] != "*"]
+    assert {row["algorithm"] for row in layers} == {f"block_svd {mode}"}
+    assert all(0 < row["output_error"] < 1 for row in layers)
+    evaluated = [row for row in records.read(finished / "eval" / "records.jsonl") if row["stage"] == "compressed"]
+    assert {row["algorithm"] for row in evaluated} == {f"block_svd {mode}"}
+
+
 def test_a_change_of_the_dense_model_is_refused(finished, tiny, capsys):
     before = sorted(path.stat().st_mtime_ns for path in finished.rglob("*"))
     assert run.main([*tiny, f"--workdir={finished}", "--config.train.steps=13"]) == 2
