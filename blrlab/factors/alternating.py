@@ -1,8 +1,8 @@
 """BLAST and Monarch factors by alternating exact solves, plain or on calibration inputs.
 
-A sweep solves for the factors in turn, each with the others fixed; `descent` joins the sweeps. Calibration inputs
-couple the rows of blocks through G = X^T X: V[l] (and BLAST's S[l]) are solved for one l after another then, and U[k]
-jointly over all l.
+A sweep solves for the factors in turn, each with the others fixed (BLAST's S nearly); `descent` joins the sweeps.
+Calibration inputs couple the rows of blocks through G = X^T X: V[l] (and S[l]) are solved for one l after another then,
+and U[k] jointly over all l.
 
 BLAST's published PrecGD (see `precgd`) takes damped gradient steps from near zero. Here BLAST starts from the truncated
 SVD, with noise on S that lets the blocks part. Monarch has a closed form without inputs (see `monarch`); with them it
@@ -14,12 +14,14 @@ Shapes: W [i, o] in blocks [b1, b2, p, q], G in blocks [b1, b1, p, p]; factors a
 import jax
 import jax.numpy as jnp
 from einops import rearrange
+from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float
 
 from blrlab.factors import descent, low_rank
-from blrlab.factors.descent import Parts, Problem, Progress, solve
+from blrlab.factors.descent import RIDGE, Parts, Problem, Progress, solve
 
 NOISE = 0.1
+MIDDLE_STEPS = 8  # of conjugate gradients, for S
 
 Weight = Float[Array, "i o"]
 Gram = Float[Array, "i i"]
@@ -159,9 +161,23 @@ def _of_left(pull: Array, S: Array, U: Array, right: Array) -> Array:
 
 
 def _of_middle(pull: Array, V: Array, left: Array, U: Array, right: Array) -> Array:
-    """Return the change of S [l, k, r] that its solve makes; left and right are the Gram matrices of V and U."""
+    """Return the change of S [l, k, r] that its solve makes; left and right are the Gram matrices of V and U.
+
+    Every block's system is their elementwise product, r x r. A few steps of conjugate gradients do for a direction,
+    where b1 b2 factorisations would take most of the time and memory of a sweep.
+    """
     descents = jnp.einsum("lpr,lkpq,krq->lkr", V, pull, U)
-    return solve(left[:, None] * right[None], descents[..., None])[..., 0]
+
+    def of_block(left: Array, right: Array, descent: Array) -> Array:
+        diagonal = jnp.diagonal(left) * jnp.diagonal(right)
+        ridge = RIDGE * diagonal.mean() + jnp.finfo(left.dtype).tiny
+
+        def product(s: Array) -> Array:
+            return jnp.sum(left * right * s[None], axis=1) + ridge * s  # summed as it is multiplied, not stored
+
+        return cg(product, descent, tol=1e-6, maxiter=MIDDLE_STEPS, M=lambda s: s / (diagonal + ridge))[0]
+
+    return jax.vmap(jax.vmap(of_block, (None, 0, 0)), (0, None, 0))(left, right, descents)
 
 
 def _monarch_product(parts: Parts) -> Array:
