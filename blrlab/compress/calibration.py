@@ -28,7 +28,7 @@ def collect(model: nn.Module, params: Params, batches: Sequence[Any], paths: Col
     Args:
       model: a Linen model, called with one batch.
       params: its parameters.
-      batches: of equal shapes, such as tokens [B, T].
+      batches: such as tokens [B, T]; every shape is compiled for once.
       paths: the layers to watch. All of their sums are held at once, in_features^2 numbers each.
 
     Returns:
@@ -73,21 +73,22 @@ def compress_in_sequence(
     Args:
       model: a Linen model, called with one batch.
       params: its dense parameters; they are left as they are.
-      specs: {path of the layer: spec}, in the order in which the model runs them.
-      batches: of equal shapes; all are run again for every layer.
+      specs: {path of the layer: spec}; taken in the order in which the model runs them.
+      batches: as for `collect`; all are run again for every layer.
       key: as for `compress`.
       progress: as for `compress`.
       algorithms: as for `compress`.
 
     Returns:
-      As `compress`.
+      As `compress`, the losses in the order of the model.
 
     Raises:
       InputError: as `compress`; there is no batch, or a layer is not reached.
     """
     key = jax.random.key(0) if key is None else key
     small, dense, losses, batches = copy_tree(params), copy_tree(params), [], _some(batches)
-    order = {path: number for number, path in enumerate(specs)}
+    place = {path: number for number, path in enumerate(specs)}
+    met = _in_order(model, dense, batches[0])
 
     @jax.jit
     def add(params: Params, found: Statistics, batch: Any, wanted: Array) -> Statistics:
@@ -95,23 +96,36 @@ def compress_in_sequence(
         kept = [found]
 
         def watch(path: str, x: Array) -> None:
-            if path in order and x.shape[-1] == kept[0].gram.shape[0]:
-                kept[0] = jax.lax.cond(wanted == order[path], sums.add, lambda so_far, _: so_far, kept[0], x)
+            if path in place and x.shape[-1] == kept[0].mean.shape[0]:
+                kept[0] = jax.lax.cond(wanted == place[path], sums.add, lambda so_far, _: so_far, kept[0], x)
 
         _run(model, params, batch, watch)
         return kept[0]
 
-    for number, (path, spec) in enumerate(specs.items()):
+    for path in sorted(specs, key=lambda path: met.index(path) if path in met else -1):
+        number = place[path]
         inputs = sums.empty(layer_of(dense, path)["kernel"].shape[0])
         for batch in batches:
             inputs = add(dense, inputs, batch, jnp.asarray(number))
         _reached(path, inputs)
-        loss = compress_layer(small, path, spec, jax.random.fold_in(key, number), inputs, algorithms)
+        loss = compress_layer(small, path, specs[path], jax.random.fold_in(key, number), inputs, algorithms)
         compressed, expanded = layer_of(small, path, dense=False), layer_of(dense, path)
-        expanded |= {**compressed, "kernel": factors.to_dense(compressed["kernel"])}
+        with jax.default_matmul_precision("highest"):
+            expanded |= {**compressed, "kernel": factors.to_dense(compressed["kernel"])}
         losses.append(loss)
         progress(loss)
     return small, losses
+
+
+def _in_order(model: nn.Module, params: Params, batch: Any) -> list[str]:
+    """List the modules that a model runs, the first time of each."""
+    met: dict[str, None] = {}
+
+    def meet(path: str, x: Array) -> None:
+        met.setdefault(path)
+
+    jax.eval_shape(lambda params, batch: _run(model, params, batch, meet), params, batch)
+    return list(met)
 
 
 def _run(model: nn.Module, params: Params, batch: Any, watch: Callable[[str, Array], None]) -> None:

@@ -40,7 +40,7 @@ class Fit(NamedTuple):
     Attributes:
       kernel: the factors, or the weight itself for dense, in the weight's dtype.
       relative_error: ||W - W'|| / ||W||, of the kernel as stored; 0 for a weight that is all zeros.
-      output_error: ||X (W - W')|| / ||X W|| on the calibration inputs, the bias corrected; None without them.
+      output_error: ||X (W - W')|| / ||X W|| on the inputs it was fitted to, the bias corrected; None without them.
       shift: [o] what the layer's bias is to gain; None without inputs or a bias.
       sweeps: of an iterative algorithm; None of a closed form.
     """
@@ -136,7 +136,7 @@ def fit(
     moments = gram = None
     if statistics is not None:
         moments = statistics.moments(centred=has_bias).astype(wide)
-        gram = sums.damped(moments)
+        gram = sums.damped(statistics, centred=has_bias).astype(wide)
     kernel, progress = run(exact, spec, key, gram)
     stored = _stored(exact, spec, kernel, weight.dtype, gram)
     lost = exact - factors.to_dense(jax.tree.map(lambda leaf: leaf.astype(wide), stored))

@@ -28,8 +28,9 @@ class Loss:
       path: of the layer.
       spec: what it became.
       algorithm: how.
-      relative_error: ||W - W'|| / ||W||, Frobenius, in float32; 0 for a weight that is all zeros.
-      output_error: ||X (W - W')|| / ||X W|| on the calibration inputs; None without them.
+      relative_error: ||W - W'|| / ||W||, Frobenius, in float32 or better; 0 for a weight that is all zeros.
+      output_error: ||X (W - W')|| / ||X W|| on the inputs it was fitted to, which in a sequence are those that the
+        compressed layers before it hand it, so that it holds nothing of what those lost; None without inputs.
       sweeps: of an iterative algorithm; None of a closed form.
       params_before: parameters of the kernel, before.
       params_after: and after.
@@ -127,11 +128,11 @@ def compress_layer(
 def _check(inputs: Statistics | None, spec: Spec) -> None:
     if inputs is None:
         return
-    if inputs.gram.shape != (spec.in_features, spec.in_features):
-        raise InputError(f"the statistics are of {inputs.gram.shape[0]} inputs, and the layer has {spec.in_features}.")
+    if inputs.mean.shape != (spec.in_features,):
+        raise InputError(f"the statistics are of {inputs.mean.shape[0]} inputs, and the layer has {spec.in_features}.")
     if not float(inputs.count) > 0:
         raise InputError("no calibration input reached the layer.")
-    if not bool(jnp.isfinite(inputs.gram).all()):
+    if not bool(jnp.isfinite(inputs.scatter).all()):
         raise InputError("its calibration inputs hold NaN or infinity.")
 
 

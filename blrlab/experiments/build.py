@@ -99,12 +99,9 @@ def algorithms(config: Config) -> dict[str, str]:
     """Read the algorithms of `config.compress`, by format.
 
     Raises:
-      InputError: one is unknown, or takes no calibration inputs where there are to be some.
+      InputError: one is unknown.
     """
-    named = {name: compress.algorithm_of(name, config.compress[name]) for name in FORMATS if name != "dense"}
-    if config.compress.mode != "plain" and named["blast"] == "precgd":
-        raise InputError(f"precgd fits weights alone: compress.mode={config.compress.mode} needs another algorithm.")
-    return named
+    return {name: compress.algorithm_of(name, config.compress.get(name, "")) for name in FORMATS}
 
 
 def nets(config: Config) -> tuple[str, ...]:
@@ -178,6 +175,9 @@ def _check(made: Experiment) -> None:
     if not made.specs:
         raise InputError("config.rules is empty: name the layers to factor, or set factors.format=dense.")
     one_of(config.bench.dtype or "float32", DTYPES, "benchmark dtype")
+    mode = config.compress.mode
+    if mode != "plain" and "blast" in formats(made) and algorithms(config)["blast"] == "precgd":
+        raise InputError(f"precgd fits weights alone: compress.mode={mode} needs another algorithm.")
     _check_range("seed", config.seed, 0, 2**31 - 1)
     _check_range("data.valid_fraction", config.data.valid_fraction, 1e-6, 1 - 1e-6)
     _check_range("data.vocab_size", config.data.vocab_size, 257, 2**31 - 1)
@@ -216,6 +216,8 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a flat config that can change a result: not those that another one switches off."""
     unused = {"stages"}
+    used = {flat["factors.format"], *(fields.get("format") for _, fields in flat["rules"])}
+    unused |= {f"compress.{format}" for format in FORMATS if format not in used}
     if flat["compress.mode"] == "plain":
         unused |= {"compress.windows", "compress.batch"}
     if flat["data.source"] != "folder":

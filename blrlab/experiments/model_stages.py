@@ -149,8 +149,7 @@ def _compressed(
     if config.mode == "plain":
         return compress.compress(params, made.specs, key, line, algorithms)
     windows = data.validation_windows(run.dataset.train, made.window, config.windows)[:, :-1]
-    batch = min(config.batch, len(windows))
-    batches = [windows[start : start + batch] for start in range(0, len(windows) - batch + 1, batch)]
+    batches = [windows[start : start + config.batch] for start in range(0, len(windows), config.batch)]
     model = run.model(dense=True)
     if config.mode == "sequential":
         return compress.compress_in_sequence(model, params, made.specs, batches, key, line, algorithms)
@@ -160,7 +159,7 @@ def _compressed(
 
 def _algorithm(name: str, mode: str) -> str:
     """Name how a layer was compressed: block_svd, or block_svd whitened."""
-    return name if mode == "plain" else f"{name} {mode}"
+    return name if mode == "plain" or name in ("none", "mixed") else f"{name} {mode}"
 
 
 def _format(made: Experiment) -> str:
@@ -259,7 +258,7 @@ def _eval_records(run: Run, stage: str, loss: float, windows: np.ndarray, factor
         shared |= {
             "format": _format(made),
             "algorithm": _algorithm(
-                build.algorithms(made.config).get(_format(made), _format(made)), made.config.compress.mode
+                build.algorithms(made.config).get(_format(made), "mixed"), made.config.compress.mode
             ),
             "layer_factor": layer_factor,
             "model_factor": model_factor,

@@ -96,19 +96,23 @@ def monarch(
 
 
 def last_factor(weight: Weight, kernel: Factors, blocks: tuple[int, int], gram: Gram | None = None) -> Array:
-    """Solve for U, exactly, with the other factors of a kernel of any format fixed, such as rounded ones."""
+    """Solve for U with the other factors of a kernel of any format fixed, such as rounded ones.
+
+    Twice, the second time for what the first has left, which takes the bias of the solve's ridge away.
+    """
     unit, scale = descent.normalised(weight)
     problem = descent.in_blocks(unit, blocks, gram)
     V = kernel["V"]
     if "S" in kernel:
-        normal = _blast_normal(problem, V, kernel["S"])
-        right = jnp.einsum("lkr,lpr,lkpq->krq", kernel["S"], V, problem.pull(problem.target))
-        return scale * solve(normal, right)
-    if V.ndim == 4:
-        return scale * _monarch_last(problem, V, problem.pull(problem.target))
-    pull = problem.pull(problem.target)[0, 0]
-    inner = V.T @ (V if gram is None else gram @ V)
-    return scale * solve(inner, V.T @ pull)
+        S = kernel["S"]
+        normal, sides = _blast_normal(problem, V, S), "lkr,lpr,lkpq->krq"
+        U = solve(normal, jnp.einsum(sides, S, V, problem.pull(problem.target)))
+        left = problem.pull(problem.target - _blast_product((V, S, U)))
+        return scale * (U + solve(normal, jnp.einsum(sides, S, V, left)))
+    blocked = V if V.ndim == 4 else V[None, None]
+    U = _monarch_last(problem, blocked, problem.pull(problem.target))
+    U = U + _monarch_last(problem, blocked, problem.pull(problem.target - blocked @ U))
+    return scale * (U if V.ndim == 4 else U[0, 0])
 
 
 def _blast_product(parts: Parts) -> Array:

@@ -4,8 +4,8 @@ Minimises ||X (W - W')||^2 = tr (W - W')^T G (W - W') over factors of W', G = X^
 ||W - W'||^2. A sweep solves for every factor in turn with the others fixed. Swept alone, factors creep along narrow
 valleys; so the change that a sweep makes is taken for a preconditioned direction of descent, and nonlinear conjugate
 gradients (Polak and Ribiere, 1969) join the directions. W' is a polynomial in the step along one, of a degree d that is
-the number of factors, so the error is one of degree 2 d, whose coefficients d products give exactly: the step is the
-best there is. No step is taken that raises the error or is not a number.
+the number of factors, so the error is one of degree 2 d, which d products give exactly: the step is the best of a
+fine grid. No step is taken that raises the error or is not a number.
 
 Shapes: W [i, o] in blocks [b1, b2, p, q], G in blocks [b1, b1, p, p].
 """
@@ -145,13 +145,21 @@ def _advance(
 
 
 def _best_step(problem: Problem, residuals: list[Array], at: np.ndarray) -> Array:
-    """Return the step of the least error, from the residuals at as many steps as a polynomial has coefficients."""
-    pulled = [problem.pull(each) for each in residuals]
-    inner = jnp.array([[jnp.vdot(left, right) for right in pulled] for left in residuals])
-    to_powers = np.linalg.inv(np.vander(at, increasing=True))
-    powers = np.vander(np.linspace(0, LONGEST, PLACES), len(at), increasing=True) @ to_powers
-    losses = jnp.einsum("na,ab,nb->n", powers.astype(inner.dtype), inner, powers.astype(inner.dtype))
-    return jnp.asarray(np.linspace(0, LONGEST, PLACES), inner.dtype)[jnp.argmin(losses)]
+    """Return the step of the least error, from the residuals at as many steps as a polynomial has coefficients.
+
+    The first is at 0. What the error changes by is summed, not what it is: near the end the two differ by more digits
+    than float32 has.
+    """
+    first, *others = residuals
+    changes = [each - first for each in others]
+    pulled = [problem.pull(each) for each in changes]
+    inner = jnp.array([[jnp.vdot(left, right) for right in pulled] for left in changes])
+    across = jnp.array([jnp.vdot(first, each) for each in pulled])
+    steps = np.linspace(0, LONGEST, PLACES)
+    shares = np.vander(steps, len(at), increasing=True) @ np.linalg.inv(np.vander(at, increasing=True))
+    shares = jnp.asarray(shares[:, 1:], inner.dtype)  # of every change in that at a step
+    gained = 2 * shares @ across + jnp.einsum("na,ab,nb->n", shares, inner, shares)
+    return jnp.asarray(steps, inner.dtype)[jnp.argmin(gained)]
 
 
 def _minus(left: Parts, right: Parts) -> Parts:

@@ -74,9 +74,9 @@ def sketch(
     """
     lower, whitened = _whitened(weight, gram)
     width = min(rank + extra, *weight.shape)
-    basis = whitened @ jax.random.normal(key, (weight.shape[1], width), weight.dtype)
+    basis = jnp.linalg.qr(whitened @ jax.random.normal(key, (weight.shape[1], width), weight.dtype))[0]
     for _ in range(rounds):
-        basis = jnp.linalg.qr(whitened @ jnp.linalg.qr(whitened.T @ jnp.linalg.qr(basis)[0])[0])[0]
+        basis = jnp.linalg.qr(whitened @ jnp.linalg.qr(whitened.T @ basis)[0])[0]
     left, values, right = jnp.linalg.svd(basis.T @ whitened, full_matrices=False)
     return _shared_out(basis @ left, values, right, lower, rank)
 

@@ -47,7 +47,7 @@ IMPLS = {
 OWN_LAYOUT = {"blast": ("triton_late_mixing", "triton_two_stage")}
 MANY_BLOCKS = 12
 STREAMED_TOKENS = 16
-MOST_STREAMED, FEW_BLOCKS = 64, 8
+MOST_STREAMED, FEW_BLOCKS, MOST_MIXED = 64, 8, 64
 LARGE_WORK = 2 * 10**9  # tokens x in_features x out_features
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 TRITON_DTYPES = ("float32", "float16", "bfloat16")
@@ -226,6 +226,8 @@ def unsuited(impl: str, sizes: Layer) -> str | None:
         return f"streaming is for up to {MOST_STREAMED} tokens: every program takes all of the depth"
     if impl == "triton_late_mixing" and sizes.tokens > 1 and blocks > FEW_BLOCKS:
         return f"late mixing is for up to {FEW_BLOCKS} blocks: the second launch reads the intermediate once a block"
+    if impl == "bmm_mixing" and blocks > MOST_MIXED:
+        return f"mixing between batched products is for up to {MOST_MIXED} blocks, which a program holds at a time"
     if impl == "bmm_mixing" and sizes.tokens <= MOST_STREAMED:
         return f"mixing between batched products is for more than {MOST_STREAMED} tokens, which lie side by side"
     if impl == "triton_fused" and work > LARGE_WORK:

@@ -27,7 +27,7 @@ from .triton_parts import INTERPRETED, add_product, batch_offset, begin, prefetc
 
 LINE_BYTES = 128  # of a cache
 MOST_HELD, HELD_BYTES = 512, 256  # of depth, and of the right side in a thread's registers
-FLOAT32_DEPTH = 32  # the longest chain of additions in float32
+FLOAT32_DEPTH = 32  # the longest chain of additions in float32, but for tiles that are held
 
 
 class Tiles(NamedTuple):

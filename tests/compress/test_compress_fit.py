@@ -118,7 +118,7 @@ def test_a_randomised_decomposition_loses_hardly_more(inputs):
 @pytest.mark.parametrize("inputs", [False, True])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 def test_the_last_factor_makes_up_for_rounding(format, inputs, dtype):
-    """The factors stored in 16 bits are nearer than those of float32, rounded."""
+    """The factors stored in 16 bits are nearer than those of float32, rounded; to be seen in 8 bits of mantissa."""
     weight, x = _weight(), _inputs()
     stored = jnp.asarray(weight).astype(dtype)
     given = _statistics(x) if inputs else None
@@ -129,7 +129,8 @@ def test_the_last_factor_makes_up_for_rounding(format, inputs, dtype):
     assert all(leaf.dtype == dtype for leaf in jax.tree.leaves(found.kernel))
     measured = x if inputs else np.eye(24)
     ours = _output_error(measured, exact, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), found.kernel))
-    assert ours <= 1.0005 * _output_error(measured, exact, rounded)
+    theirs = _output_error(measured, exact, rounded)
+    assert ours < theirs if dtype == jnp.bfloat16 else ours <= 1.0005 * theirs
     assert float(found.output_error if inputs else found.relative_error) == pytest.approx(ours, rel=1e-2)
 
 
@@ -181,16 +182,30 @@ def test_inputs_that_are_never_hit_keep_their_weights(format):
     np.testing.assert_allclose(product[20], weight[20], atol=0.05)
 
 
-def test_sums_of_batches_are_those_of_all_rows():
-    x = _inputs(96)
+@pytest.mark.parametrize("mean", [0.0, 1.0, 1000.0])
+def test_sums_of_batches_are_those_of_all_rows(mean):
+    """A mean far beyond the spread costs no digits of the spread."""
+    x = _inputs(96) + np.float32(mean)
     whole, parts = _statistics(x), sums.empty(24)
     for part in np.split(x, 4):
         parts = sums.add(parts, jnp.asarray(part.reshape(2, 12, 24)))
     for one, other in zip(whole, parts, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-2)
     wide = sums.add(sums.empty(24), jnp.asarray(x).astype(jnp.bfloat16))
-    assert wide.gram.dtype == jnp.float32
-    np.testing.assert_allclose(whole.moments(centred=True), np.cov(x.T, bias=True), atol=1e-4)
+    assert wide.scatter.dtype == jnp.float32
+    wanted = x.astype(np.float64)
+    np.testing.assert_allclose(parts.moments(centred=True), np.cov(wanted.T, bias=True), atol=1e-4)
+    np.testing.assert_allclose(parts.moments(), wanted.T @ wanted / 96, rtol=1e-5, atol=1e-4)
+
+
+@each_format
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0])
+def test_inputs_far_from_zero_are_fitted_about_their_mean(format, spread):
+    weight, random = _weight(), np.random.default_rng(2)
+    x = (1000 * random.normal(size=24) + spread * random.normal(size=(64, 24))).astype(np.float32)
+    found = compress.fit(weight, SPECS[format], KEY, _statistics(x), has_bias=True)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(found.kernel))
+    assert 0 <= float(found.output_error) < 0.01
 
 
 def test_what_is_refused_is_said():

@@ -84,16 +84,26 @@ def test_it_stops_where_sweeps_gain_nothing():
     assert float(progress.errors[0, -1]) < 1e-3
 
 
-def test_the_last_factor_is_the_least_squares_solution():
-    weight = _gaussian()[0, :24, :30].astype(np.float64)
-    random = np.random.default_rng(3)
-    x = random.normal(size=(100, 24))
-    gram = jnp.asarray(x.T @ x, jnp.float32)
-    V, S = random.normal(size=(3, 8, 5)), random.normal(size=(3, 2, 5))
-    U = alternating.last_factor(
-        jnp.asarray(weight, jnp.float32), {"V": jnp.asarray(V), "S": jnp.asarray(S)}, (3, 2), gram
-    )
-    for k in range(2):
-        left = np.concatenate([V[l] * S[l, k] for l in range(3)])
-        best = np.linalg.lstsq(x @ left, x @ weight[:, 15 * k : 15 * k + 15], rcond=None)[0]
-        np.testing.assert_allclose(U[k], best, rtol=1e-2, atol=1e-3)
+@pytest.mark.parametrize("format", ["low_rank", "monarch", "blast"])
+@pytest.mark.parametrize("aware", [False, True])
+def test_the_last_factor_is_the_least_squares_solution(format, aware):
+    weight, random = _gaussian()[0, :24, :30].astype(np.float64), np.random.default_rng(3)
+    x = random.normal(size=(100, 24)) if aware else np.eye(24)
+    gram = jnp.asarray(x.T @ x, jnp.float32) if aware else None
+    spec = Spec(format, 24, 30, (1, 1) if format == "low_rank" else (3, 2), 2)
+    kernel = {name: random.normal(size=size) for name, size in shapes(spec).items() if name != "U"}
+    stored = {name: jnp.asarray(factor, jnp.float32) for name, factor in kernel.items()}
+    U = alternating.last_factor(jnp.asarray(weight, jnp.float32), stored, spec.blocks, gram)
+    b1, b2 = spec.blocks
+    for k in range(b2):
+        if format == "monarch":
+            left = np.zeros((24, b1 * 2))
+            for l in range(b1):
+                left[8 * l : 8 * l + 8, 2 * l : 2 * l + 2] = kernel["V"][l, k]
+            found = np.concatenate(U[:, k])
+        else:
+            rows = [kernel["V"][l] * kernel["S"][l, k] for l in range(b1)] if format == "blast" else [kernel["V"]]
+            left, found = np.concatenate(rows), U[k] if format == "blast" else U
+        width = 30 // b2
+        best = np.linalg.lstsq(x @ left, x @ weight[:, width * k : width * (k + 1)], rcond=None)[0]
+        np.testing.assert_allclose(found, best, rtol=1e-4, atol=1e-5)

@@ -54,7 +54,7 @@ WRONG = {
     "unknown mode": ([CONFIG, "--config.compress.mode=whitend"], 'Did you mean "whitened"?'),
     "unknown algorithm": ([CONFIG, "--config.compress.blast=presgd"], 'Did you mean "precgd"?'),
     "algorithm without inputs": (
-        [CONFIG, "--config.compress.mode=whitened", "--config.compress.blast=precgd"],
+        [CONFIG, "--config.factors.format=blast", "--config.compress.mode=whitened", "--config.compress.blast=precgd"],
         "precgd fits weights alone",
     ),
     "model dtype": ([CONFIG, "--config.model.dtype=int8"], "unknown model dtype"),

@@ -29,7 +29,7 @@ from blrlab_ops.custom_ops import operator
 from blrlab_ops.epilogue import NOTHING, Epilogue
 from blrlab_ops.launching import Launch
 from blrlab_ops.triton_parts import add_product, finish
-from blrlab_ops.triton_product import ceil_div, halves, power_of_two, strides
+from blrlab_ops.triton_product import FLOAT32_DEPTH, ceil_div, halves, power_of_two, strides
 
 from .layout import pack
 from .torch_bmm import gradients
@@ -199,7 +199,8 @@ def candidates(x: Tensor, V: Tensor, U: Tensor) -> dict[str, list[Tiles]]:
     tokens, itemsize, (p, rank), q = x.shape[0], x.element_size(), V.shape[2:], U.shape[3]
     rows = [size for size in (16, 32, 64, 128) if size <= max(16, power_of_two(tokens))]
     widths = [size for size in (32, 64, 128, 256) if size <= max(32, power_of_two(q))]
-    steps = [size for size in (32, 64, 128, 256) if size <= max(32, power_of_two(p))]
+    deepest = FLOAT32_DEPTH if itemsize == 4 else 256
+    steps = [size for size in (32, 64, 128, 256) if size <= min(deepest, max(32, power_of_two(p)))]
     found = []
     for height, width, step, stages, warps in itertools.product(rows, widths, steps, (2, 3, 4), (4, 8)):
         shared = stages * (step * height + parts(rank)[1] * (step + width)) * itemsize
