@@ -216,8 +216,6 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a flat config that can change a result: not those that another one switches off."""
     unused = {"stages"}
-    used = {flat["factors.format"], *(fields.get("format") for _, fields in flat["rules"])}
-    unused |= {f"compress.{format}" for format in FORMATS if format not in used}
     if flat["compress.mode"] == "plain":
         unused |= {"compress.windows", "compress.batch"}
     if flat["data.source"] != "folder":

@@ -73,14 +73,14 @@ def token_mix_kernel(
     Z_tile = Z + sources[:, None].to(tl.int64) * Z_block + columns[None, :]
     W_tile = W + targets[:, None].to(tl.int64) * W_block + columns[None, :]
     S_tile = S + targets[:, None] * S_to + sources[None, :] * S_from
-    S_mask = (targets[:, None] < B2) & (sources[None, :] < B1)
     for step in tl.range(0, BR, num_stages=STAGES):
         rank = (first_rank + step).to(tl.int64)
-        inside = rank < RANK
-        scale = tl.load(S_tile + rank * S_rank, mask=S_mask & inside, other=0.0)
-        values = tl.load(Z_tile + rank * Z_rank, mask=(sources[:, None] < B1) & columns_mask & inside, other=0.0)
+        from_blocks, to_blocks = tl.where(rank < RANK, B1, 0), tl.where(rank < RANK, B2, 0)
+        S_mask = (targets[:, None] < to_blocks) & (sources[None, :] < from_blocks)
+        scale = tl.load(S_tile + rank * S_rank, mask=S_mask, other=0.0)
+        values = tl.load(Z_tile + rank * Z_rank, mask=(sources[:, None] < from_blocks) & columns_mask, other=0.0)
         mixed = tl.dot(scale, values, input_precision="ieee")  # [BB2, BN]
-        mask = (targets[:, None] < B2) & columns_mask & inside
+        mask = (targets[:, None] < to_blocks) & columns_mask
         tl.store(W_tile + rank * W_rank, mixed.to(W.dtype.element_ty), mask=mask)
 
 
