@@ -6,6 +6,7 @@ cache. Graphs of small layers hold a window of the copies each, and replays go r
 """
 
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -116,18 +117,24 @@ def in_graphs(calls: Sequence[Call]) -> Callable[[], Sequence[float]]:
 
 
 def capture(calls: Sequence[Call], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """Record calls as a CUDA graph, after warming up on a side stream."""
-    side = torch.cuda.Stream()
+    """Record calls as a CUDA graph, after warming up on the stream that records."""
+    side = _side_stream(torch.cuda.current_device())
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for call in calls[:2]:
             call()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=side):
         for call in calls:
             call()
     return graph
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """Return the one stream that warms up and records: in a process of four streams overlapping launches are slower."""
+    return torch.cuda.Stream(device)
 
 
 def replay_us(graph: torch.cuda.CUDAGraph) -> float:

@@ -1,5 +1,6 @@
 """What turns launches of Triton kernels into a PyTorch operator: a schema, a shape rule for tracing, and gradients."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -7,7 +8,8 @@ from torch import Tensor
 
 from . import epilogue as after
 from .epilogue import NOTHING, Epilogue
-from .launching import Launch, run
+from .launching import Launch
+from .plans import Plans
 
 Launches = Callable[..., list[Launch]]
 Linear = Callable[..., Tensor]
@@ -35,6 +37,7 @@ def operator(
     """
     named = "".join(f", Tensor {name}" for name in factors)
     follows = "Tensor? bias, Tensor? multiply, Tensor? residual, str activation"
+    plans = Plans()
 
     def forward(x, *rest):
         *weights, bias, multiply, residual, activation = rest
@@ -43,7 +46,8 @@ def operator(
             assert compute is not None
             return compute(x, *weights, bias, epilogue)
         y = x.new_empty(x.shape[0], out_features(*weights))
-        run(launches(x, *weights, bias, y, epilogue), x.device)
+        describe = functools.partial(launches, x, *weights, bias, y, epilogue)
+        plans.run((x, *weights, bias, multiply, residual, y), activation, describe)
         return y
 
     name, schema = f"blrlab_ops::{format}_{impl}", f"(Tensor x{named}, {follows}) -> Tensor"

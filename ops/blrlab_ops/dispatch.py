@@ -206,7 +206,8 @@ def likely(format: str, sizes: Layer | None) -> tuple[str, str]:
     """Return what is likely fastest on a GPU where the layer is not measured, and why.
 
     The rules are what tuning found for the layers of Llama-7B, GPT2-S and ViT-B on an H100: streaming kernels for few
-    tokens, two overlapping launches for small layers, PyTorch's batched products for much work.
+    tokens, two overlapping launches for small layers, PyTorch's batched products for much work, between which BLAST
+    mixes by a kernel of this package.
     """
     if sizes is None:
         return impls(format)[-1], "nothing is known of the layer"
@@ -214,7 +215,9 @@ def likely(format: str, sizes: Layer | None) -> tuple[str, str]:
         return "triton_streaming", f"not measured; up to {STREAMED_TOKENS} tokens the weights' bytes bind"
     work = sizes.tokens * sizes.in_features * sizes.out_features
     if work > LARGE_WORK:
-        return "torch_bmm", "not measured; with so much work PyTorch's batched products are likely fastest"
+        mixes = format == "blast" and unsuited("bmm_mixing", sizes) is None
+        impl = "bmm_mixing" if mixes else "torch_bmm"
+        return impl, "not measured; with so much work PyTorch's batched products are likely fastest"
     small = {"low_rank": "triton_two_stage", "monarch": "triton_two_stage", "blast": "triton_three_stage"}
     return small[format], "not measured; in so small a layer starting and waiting bind"
 

@@ -18,7 +18,9 @@ columns of V (of S, for blast), which have scales of their own: the product is t
 of a few that clip the largest numbers more or less, the one of the least squared error is taken.
 """
 
+import functools
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,7 +124,9 @@ def linear(
             impl="torch_bmm",
         )
     dispatch.choose(format, impl, x.device, x.dtype)
-    _check(format, x, quantised, bias, epilogue)
+    weights = tuple((name, _Kind(each.shape, each.dtype, each.device)) for name, each in quantised.items())
+    x_kind = _Kind(x.shape, x.dtype, x.device)
+    _check(format, x_kind, weights, _kind(bias), activation, _kind(multiply), _kind(residual))
     from .int8_streaming import run
 
     return run(format, x, quantised, bias, epilogue)
@@ -135,22 +139,36 @@ def _streams(format: str, x: Tensor, bias: Tensor | None, epilogue: Epilogue) ->
     return dispatch.runs_natively(format, "triton_streaming", str(x.device), str(x.dtype))
 
 
-def _check(format: str, x: Tensor, quantised: Mapping[str, Tensor], bias: Tensor | None, epilogue: Epilogue) -> None:
-    """Let the format's own checks see every operand, on a device where nothing is computed."""
-    operands = {name: each.to("meta") for name, each in dequantise(_on_meta(quantised), x.dtype).items()}
-    meta = torch.empty(x.shape, dtype=x.dtype, device="meta")
-    others = epilogue._replace(**{name: each.to("meta") for name, each in epilogue.tensors().items()})
+class _Kind(NamedTuple):
+    """What the checks need of an operand."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+
+
+def _kind(tensor: Tensor | None) -> _Kind | None:
+    return None if tensor is None else _Kind(tensor.shape, tensor.dtype, tensor.device)
+
+
+@functools.lru_cache(maxsize=1024)
+def _check(
+    format: str, x: _Kind, weights: tuple[tuple[str, _Kind], ...], bias: _Kind | None, activation: str | None,
+    multiply: _Kind | None, residual: _Kind | None,
+) -> None:  # fmt: skip
+    """Let the format's own checks see every operand, on a device where nothing is computed; once for each kind."""
+    factors = dequantise({name: _on_meta(each) for name, each in weights}, x.dtype).values()
+    multiplier, added = multiply and _on_meta(multiply), residual and _on_meta(residual)
     module = {"low_rank": factored.low_rank, "monarch": factored.monarch, "blast": factored.blast}[format]
-    module.linear(
-        meta, *operands.values(), None if bias is None else bias.to("meta"), epilogue=others, impl="torch_bmm"
-    )
-    for name, each in quantised.items():
+    epilogue = Epilogue(activation, multiplier, added)
+    module.linear(_on_meta(x), *factors, bias and _on_meta(bias), epilogue=epilogue, impl="torch_bmm")
+    for name, each in weights:
         if each.device != x.device:
             raise ValueError(f"{format}: x is on {x.device} and {name} on {each.device}; move one of them")
 
 
-def _on_meta(quantised: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: each.to("meta") for name, each in quantised.items()}
+def _on_meta(kind: _Kind) -> Tensor:
+    return torch.empty(kind.shape, dtype=kind.dtype, device="meta")
 
 
 def _balanced(format: str, factors: dict[str, Tensor]) -> dict[str, Tensor]:

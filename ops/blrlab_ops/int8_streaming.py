@@ -5,6 +5,7 @@ read of V and U is one byte a number. Weights are V, S for blast, U, and then th
 names them. Tuned configurations are kept under the dtype "int8".
 """
 
+import functools
 import importlib
 from collections.abc import Mapping
 from types import ModuleType
@@ -12,10 +13,13 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from . import dispatch, launching
+from . import dispatch
 from .configs import Config
 from .epilogue import NOTHING, Epilogue
 from .launching import Launch
+from .plans import Plans
+
+PLANS = Plans()
 
 
 class Implementation(NamedTuple):
@@ -57,8 +61,10 @@ def run(format: str, x: Tensor, quantised: Mapping[str, Tensor], bias: Tensor | 
     rows = x.reshape(-1, x.shape[-1])
     columns = dispatch.layer(format, rows.shape[0], weights[:-2]).out_features
     y = rows.new_empty(rows.shape[0], columns)
-    launches = Implementation(format).launches(rows, *weights, bias, y, epilogue=epilogue.rows(columns))
-    launching.run(launches, x.device)
+    flat, kernels = epilogue.rows(columns), Implementation(format)
+    tensors = (rows, *weights, bias, flat.multiply, flat.residual, y)
+    describe = functools.partial(kernels.launches, rows, *weights, bias, y, epilogue=flat)
+    PLANS.run(tensors, (format, flat.activation), describe)
     return y.view(*x.shape[:-1], columns)
 
 

@@ -4,6 +4,7 @@ Holding the kernel, its grid and its arguments in one value lets the same code t
 tell, from tensors on the "meta" device, what it would launch.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -27,13 +28,25 @@ def overlaps(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 9
 
 
-def run(launches: list[Launch], device: torch.device) -> None:
-    """Run launches in order on the current stream of `device`; a launch of no programs is left out."""
-    with torch.cuda.device(device if device.type == "cuda" else -1):
+def on(device: torch.device) -> torch.cuda.device:
+    """Return the context that makes a device current, where it is a GPU."""
+    return torch.cuda.device(device if device.type == "cuda" else -1)
+
+
+def run(launches: Sequence[Launch], device: torch.device) -> list[Any]:
+    """Run launches in order on the current stream of `device`, and return the compiled kernels.
+
+    A launch of no programs is left out, and its kernel is None.
+    """
+    kernels = []
+    with on(device):
         for launch in launches:
+            kernel = None
             if launch.programs:
                 options = {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early}
-                launch.kernel[(launch.programs,)](**launch.arguments, **launch.constants, **options)
+                kernel = launch.kernel[(launch.programs,)](**launch.arguments, **launch.constants, **options)
+            kernels.append(kernel)
+    return kernels
 
 
 def warm(launch: Launch) -> None:

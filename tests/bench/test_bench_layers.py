@@ -237,7 +237,7 @@ def test_a_backend_that_fails_has_its_reason_in_its_row(group, settings, where: 
     assert_timed(other)
 
 
-@pytest.mark.parametrize("calls", [2, 6], ids=["at once", "half way"])
+@pytest.mark.parametrize("calls", [3, 7], ids=["at once", "half way"])
 def test_a_backend_that_fails_while_it_is_timed_has_no_speed_and_stops_no_other(
     group, settings, calls: int, monkeypatch
 ) -> None:

@@ -253,6 +253,29 @@ def test_any_strides_on_another_stream(layer, impl):
 
 
 @each_kernel
+def test_calls_by_plan_agree_with_the_first(format, impl, monkeypatch):
+    """The third call describes no launches any more, whatever tensors it is given."""
+    x, factors, bias, follows = _operands(SQUARE[format])
+    factors, run, described = blrlab_ops.pack(factors, impl=impl), launching.run, []
+    monkeypatch.setattr(launching, "run", lambda launches, device: described.append(1) or run(launches, device))
+    drawn = [torch.randn_like(x) for _ in range(4)]
+    found = [blrlab_ops.linear(each, factors, bias, activation="silu", **follows, impl=impl) for each in drawn]
+    assert len(described) == 2
+    for each, y in zip(drawn, found, strict=True):
+        _judge(y, each, factors, bias, {"activation": "silu", **follows})
+    assert torch.equal(blrlab_ops.linear(drawn[0], factors, bias, activation="silu", **follows, impl=impl), found[0])
+
+
+@each_kernel
+def test_a_residual_may_be_the_input(format, impl):
+    """It may be another tensor in the next call, which is otherwise alike."""
+    x, factors, bias, _ = _operands(SQUARE[format])
+    for residual in (x, x, x, torch.randn_like(x), x):
+        y = blrlab_ops.linear(x, factors, bias, residual=residual, impl=impl)
+        _judge(y, x, factors, bias, {"residual": residual})
+
+
+@each_kernel
 @pytest.mark.parametrize("tokens", [63, 16, 1])
 def test_can_be_captured_in_a_cuda_graph(format, impl, tokens):
     """Three calls, each on the result of the one before, as in a model."""

@@ -35,10 +35,10 @@ __all__ = ["linear", "pack"]
 class Tiles(NamedTuple):
     """What one program mixes: `tokens` of `ranks` ranks, one rank after another, all blocks."""
 
-    tokens: int = 256
-    ranks: int = 4
-    warps: int = 4
-    stages: int = 2
+    tokens: int = 128
+    ranks: int = 1
+    warps: int = 2
+    stages: int = 1
 
 
 @triton.jit
@@ -99,8 +99,8 @@ def mix(Z: Tensor, S: Tensor, W: Tensor, size: Tiles | None = None) -> Launch:
 
 
 def tiles(tokens: int, b1: int, b2: int) -> Tiles:
-    """Choose the tile sizes by fixed rules: 4096 numbers of Z and of W a rank."""
-    widest = max(16, 4096 // max(16, power_of_two(b1), power_of_two(b2)))
+    """Choose the tile sizes by fixed rules: 2048 numbers of Z and of W, of one rank."""
+    widest = max(16, 2048 // max(16, power_of_two(b1), power_of_two(b2)))
     return Tiles(min(widest, max(16, power_of_two(tokens))))
 
 
