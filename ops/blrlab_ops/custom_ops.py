@@ -56,12 +56,17 @@ def operator(
 
     def linear(x: Tensor, *weights_and_bias: Tensor | None, epilogue: Epilogue = NOTHING) -> Tensor:
         *weights, bias = weights_and_bias
-        columns = out_features(*weights)
-        fused = NOTHING if after.records_gradients(x, *weights_and_bias, *epilogue.tensors().values()) else epilogue
-        flat = fused.rows(columns)
-        y = op(x.reshape(-1, x.shape[-1]), *weights, bias, flat.multiply, flat.residual, flat.activation or "")
-        y = y.view(*x.shape[:-1], columns)
-        return y if fused is epilogue else after.apply(y, epilogue)
+        columns, rows, follows = out_features(*weights), x, NOTHING
+        if x.ndim != 2:
+            rows = x.reshape(-1, x.shape[-1])
+        recorded = False
+        if epilogue is not NOTHING:
+            recorded = after.records_gradients(x, *weights_and_bias, *epilogue.tensors().values())
+            follows = NOTHING if recorded else epilogue.rows(columns)
+        y = op(rows, *weights, bias, follows.multiply, follows.residual, follows.activation or "")
+        if x.ndim != 2:
+            y = y.view(*x.shape[:-1], columns)
+        return after.apply(y, epilogue) if recorded else y
 
     linear.operator = op  # type: ignore[attr-defined]  # for torch.library.opcheck
     return linear

@@ -158,6 +158,12 @@ class Watch(TorchDispatchMode):
     computes = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func._schema.name
-        self.computes |= not (name in _FRESH or func.is_view)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        # not by func.is_view: inside an operator reshape comes here whole, and it may copy
+        views = not func._schema.is_mutable and isinstance(result, Tensor) and _same_memory(result, args[0])
+        self.computes |= not (views or func._schema.name in _FRESH)
+        return result
+
+
+def _same_memory(first: Tensor, second: Tensor) -> bool:
+    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()

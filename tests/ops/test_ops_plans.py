@@ -14,6 +14,7 @@ LAYERS = {
     "blast": Case("blast", 3, 64, 96, (4, 2), 24),
 }
 KERNELS = [(format, impl) for format in dispatch.IMPLS for impl in dispatch.impls(format) if dispatch.is_triton(impl)]
+OPERATORS: list = []  # of these tests, kept: a name can be registered once
 pytest.importorskip("triton")
 
 
@@ -121,17 +122,34 @@ def test_a_signature_tells_what_a_kernel_is_compiled_for(change, same):
     ("work", "computes"),
     [
         (lambda x: x.view(2, 32).unflatten(1, (4, 8)).transpose(0, 1)[None], False),
-        (lambda x: x.new_empty(3, 4), False),
+        (lambda x: x.t().flatten(0), True),
+        (lambda x: x.reshape(-1), False),
         (lambda x: x.t().reshape(-1), True),
+        (lambda x: x.contiguous(), False),
+        (lambda x: x.t().contiguous(), True),
+        (lambda x: x.new_empty(3, 4), False),
         (lambda x: x.new_zeros(3), True),
+        (lambda x: x.zero_(), True),
     ],
-    ids=["views", "memory", "copy", "zeros"],
+    ids=["views", "flatten", "reshape", "copy", "contiguous", "packing", "memory", "zeros", "writing"],
 )
-def test_what_computes_is_noticed(work, computes):
-    x = torch.randn(4, 16)
-    with plans.Watch() as watch:
-        work(x)
-    assert watch.computes is computes
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside an operator"])
+def test_what_computes_is_noticed(work, computes, inside):
+    """Inside an operator, where plans are made, PyTorch does not take operations apart."""
+    found = []
+
+    def watched(x: torch.Tensor) -> torch.Tensor:
+        with plans.Watch() as watch:
+            work(x)
+        found.append(watch.computes)
+        return torch.empty(1)
+
+    if inside:
+        name = f"blrlab_tests::watched_{len(OPERATORS)}"
+        OPERATORS.append(torch.library.custom_op(name, watched, mutates_args=("x",)))
+        watched = OPERATORS[-1]
+    watched(torch.randn(4, 16))
+    assert found == [computes]
 
 
 def _named(*names: str):
