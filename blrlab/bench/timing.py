@@ -6,22 +6,20 @@ cache. Graphs of small layers hold a window of the copies each, and replays go r
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from blrlab_ops.graphs import Call, capture, replay_us
 
 LEAST, MOST = 11, 400
 GRAPH_CALLS = 512  # in one graph
 SAMPLE_US = 2000.0  # the least that one replay takes, so that its own start does not count
 COLD = 4  # times the L2: the bytes of weights that calls go round through
-
-Call = Callable[[], Any]
 
 
 class Times(NamedTuple):
@@ -114,37 +112,6 @@ def in_graphs(calls: Sequence[Call]) -> Callable[[], Sequence[float]]:
         return (replay_us(graph) / count,)
 
     return sample
-
-
-def capture(calls: Sequence[Call], pool: Any = None) -> torch.cuda.CUDAGraph:
-    """Record calls as a CUDA graph, after warming up on the stream that records."""
-    side = _side_stream(torch.cuda.current_device())
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for call in calls[:2]:
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool, stream=side):
-        for call in calls:
-            call()
-    return graph
-
-
-@functools.cache
-def _side_stream(device: int) -> torch.cuda.Stream:
-    """Return the one stream that warms up and records: in a process of four streams overlapping launches are slower."""
-    return torch.cuda.Stream(device)
-
-
-def replay_us(graph: torch.cuda.CUDAGraph) -> float:
-    """Time one replay, in us."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return 1e3 * begin.elapsed_time(end)
 
 
 def warm_us(call: Call, cold_us: float) -> float:

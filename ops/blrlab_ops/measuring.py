@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import dispatch, launching
+from . import dispatch, graphs, launching
 from .devices import Device
 
 DTYPES = ("bfloat16", "float16")
@@ -203,22 +203,9 @@ def _read_rate(buffer: torch.Tensor, programs: int, sms: int, seconds: float) ->
 
 def _launch_us(seconds: float) -> float:
     target = torch.zeros(1, device="cuda")
-    few, many = (_seconds_a_call(_graph(lambda: target.fill_(1.0), count).replay, seconds / 2) for count in GRAPHS)
+    made = [graphs.capture([lambda: target.fill_(1.0)] * count) for count in GRAPHS]
+    few, many = (_seconds_a_call(graph.replay, seconds / 2) for graph in made)
     return 1e6 * (many - few) / (GRAPHS[1] - GRAPHS[0])
-
-
-def _graph(run: Callable[[], object], count: int) -> torch.cuda.CUDAGraph:
-    """Capture `count` calls in sequence."""
-    aside = torch.cuda.Stream()
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):  # as PyTorch asks: the first call may set things up that cannot be captured
-        run()
-    torch.cuda.current_stream().wait_stream(aside)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(count):
-            run()
-    return graph
 
 
 def _seconds_a_call(run: Callable[[], object], seconds: float) -> float:

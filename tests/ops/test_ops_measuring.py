@@ -178,7 +178,7 @@ def test_the_whole_course_on_a_pretended_card(monkeypatch):
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(measuring.dispatch, "why_not", lambda *_: "Triton is not installed")
-    monkeypatch.setattr(measuring, "_graph", lambda run, count: run() is None or graph)
+    monkeypatch.setattr(measuring.graphs, "capture", lambda calls: calls[0]() is None or graph)
     monkeypatch.setattr(measuring, "LARGEST", {"tensor": 1024, "cuda": 1024})
     with OnTheProcessor():
         card = measuring.measure(seconds=0.002)

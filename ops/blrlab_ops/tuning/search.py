@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from blrlab_ops import budgets, devices, dispatch, factored, int8, int8_streaming, launching, testing
+from blrlab_ops import budgets, devices, dispatch, factored, graphs, int8, int8_streaming, launching, testing
 from blrlab_ops.devices import Device
 from blrlab_ops.launching import Launch
 from blrlab_ops.testing import Case
@@ -281,25 +281,13 @@ def microseconds(calls: Sequence[Callable[[], Any]]) -> float:
     try:
         calls[0]()
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
         order = list(itertools.islice(itertools.cycle(calls), max(CALLS, len(calls))))
-        with torch.cuda.graph(graph):
-            for call in order:
-                call()
-        taken = [_replay_us(graph) for _ in range(REPLAYS + 1)][1:]
+        graph = graphs.capture(order)
+        taken = [graphs.replay_us(graph) for _ in range(REPLAYS + 1)][1:]
     except Exception:  # more shared memory or registers than there are
         torch.cuda.synchronize()
         return math.inf
     return statistics.median(taken) / len(order)
-
-
-def _replay_us(graph: torch.cuda.CUDAGraph) -> float:
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    begin.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return 1e3 * begin.elapsed_time(end)
 
 
 def _is_right(setting: Setting, call: Callable[[], Tensor]) -> bool:
