@@ -7,15 +7,24 @@
 >>> small, losses = compress.compress(params, specs)
 >>> sorted(small["mlp"]["kernel"]), losses[0].path, round(losses[0].relative_error, 3)
 (['U', 'V'], 'mlp', 0.0)
+
+Within a budget, ranks, blocks and formats are given out:
+
+>>> allowed = compress.Allowed(formats=("low_rank", "dense"), multiple=1)
+>>> small, losses = compress.compress(params, target=compress.Target("layer_factor", 1.5), allowed=allowed)
+>>> losses[0].spec.format, losses[0].spec.rank
+('low_rank', 3)
 """
 
+from blrlab.compress.budget import Allowed, Target, allocate, latencies, sensitivities
 from blrlab.compress.calibration import collect, compress_in_sequence
 from blrlab.compress.fit import ALGORITHMS, Fit, algorithm_of, fit
-from blrlab.compress.plan import Choice, linears, plan, published, resolve
+from blrlab.compress.model import compress
+from blrlab.compress.plan import Choice, linears, load, plan, published, resolve, save, to_rules
+from blrlab.compress.spending import Allocation, Option, choose, uniform
 from blrlab.compress.statistics import Statistics
 from blrlab.compress.tree import (
     Loss,
-    compress,
     compression_factors,
     expand,
     parameter_count,
@@ -23,6 +32,8 @@ from blrlab.compress.tree import (
 )
 
 __all__ = [
-    "ALGORITHMS", "Choice", "Fit", "Loss", "Statistics", "algorithm_of", "collect", "compress", "compress_in_sequence",
-    "compression_factors", "expand", "fit", "linears", "parameter_count", "plan", "published", "resolve", "shapes_of",
+    "ALGORITHMS", "Allocation", "Allowed", "Choice", "Fit", "Loss", "Option", "Statistics", "Target", "algorithm_of",
+    "allocate", "choose", "collect", "compress", "compress_in_sequence", "compression_factors", "expand", "fit",
+    "latencies", "linears", "load", "parameter_count", "plan", "published", "resolve", "save", "sensitivities",
+    "shapes_of", "to_rules", "uniform",
 ]  # fmt: skip

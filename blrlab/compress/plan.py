@@ -8,8 +8,10 @@ means the published one for this format and layer, scaled with the layer's small
 
 import dataclasses
 import fnmatch
+import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from blrlab_ops import shapes
@@ -17,7 +19,7 @@ from flax.traverse_util import flatten_dict
 
 from blrlab import factors
 from blrlab.errors import InputError, did_you_mean, one_of
-from blrlab.factors import FORMATS, Spec
+from blrlab.factors import BLOCKED, FORMATS, Spec
 
 FIELDS = ("format", "rank", "blocks", "block_rank")
 Rule = tuple[str, Mapping[str, Any]]
@@ -166,3 +168,42 @@ def published(net: str, name: str, format: str, in_features: int, out_features: 
     scaled = rank * min(in_features, out_features) / min(layer.in_features, layer.out_features)
     unit = blocks if format == "monarch" else 1  # every Monarch block gets the same share
     return max(round(scaled / unit), 1) * unit, blocks
+
+
+def to_rules(specs: Mapping[str, Spec]) -> list[list[Any]]:
+    """Return specs as plain rules, [[path, fields], ...], which `plan` and `config.rules` take.
+
+    >>> to_rules({"h_0/mlp/c_fc": Spec("monarch", 8, 8, (2, 2), 3)})
+    [['h_0/mlp/c_fc', {'format': 'monarch', 'blocks': [2, 2], 'block_rank': 3}]]
+    """
+    rules = []
+    for path, spec in specs.items():
+        fields: dict[str, Any] = {"format": spec.format}
+        if spec.format in BLOCKED:
+            fields["blocks"] = list(spec.blocks)
+        if spec.format != "dense":
+            fields["block_rank" if spec.format == "monarch" else "rank"] = spec.rank
+        rules.append([path.replace("[", "[[]"), fields])  # a bracket is a wildcard in a pattern
+    return rules
+
+
+def save(specs: Mapping[str, Spec], file: Path) -> None:
+    """Write specs as a JSON list of rules, one a line, to be read and edited."""
+    lines = ",\n".join(f" {json.dumps(rule)}" for rule in to_rules(specs))
+    file.write_text(f"[\n{lines}\n]\n")
+
+
+def load(file: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Read rules that `save` wrote.
+
+    Raises:
+      InputError: there is no such file, or it is no JSON list of [path, fields].
+    """
+    try:
+        rules = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{file} cannot be read as rules: {error}.") from None
+    pairs = isinstance(rules, list) and all(isinstance(rule, list) and len(rule) == 2 for rule in rules)
+    if not pairs or not rules:
+        raise InputError(f'{file} is no list of rules such as ["h_0/mlp/c_fc", {{"format": "low_rank", "rank": 64}}].')
+    return [(path, fields) for path, fields in rules]

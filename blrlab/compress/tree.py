@@ -1,9 +1,9 @@
-"""Compress a parameter tree: replace `kernel` leaves [i, o] by factors, one layer at a time."""
+"""Parameter trees whose `kernel` leaves [i, o] are replaced by factors, one layer at a time, and counts of them."""
 
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -48,42 +48,6 @@ class Loss:
     seconds: float
 
 
-def compress(
-    params: Mapping[str, Any],
-    specs: Mapping[str, Spec],
-    key: Array | None = None,
-    progress: Callable[[Loss], None] = lambda loss: None,
-    algorithms: Mapping[str, str] | None = None,
-    statistics: Mapping[str, Statistics] | None = None,
-) -> tuple[Tree, list[Loss]]:
-    """Replace the dense kernels that `specs` names by factors.
-
-    Args:
-      params: nested dicts with `kernel` leaves [i, o]; it is left as it is.
-      specs: {path of the layer: spec}.
-      key: random starts; every layer draws its own from its place in `specs`.
-      progress: called with the loss of each layer once it is known.
-      algorithms: {format: name} from `ALGORITHMS`; a format that is not named takes its default.
-      statistics: {path: of the layer's inputs}; a layer that is not named is fitted to its weight alone. A layer with
-        a bias has its mean error added to it.
-
-    Returns:
-      The new tree, and one `Loss` a layer in the order of `specs`.
-
-    Raises:
-      InputError: a path has no dense kernel, its shape is not the spec's, it holds NaN or infinity, or an algorithm is
-        unknown.
-    """
-    key = jax.random.key(0) if key is None else key
-    tree, losses = copy_tree(params), []
-    for number, (path, spec) in enumerate(specs.items()):
-        inputs = (statistics or {}).get(path)
-        loss = compress_layer(tree, path, spec, jax.random.fold_in(key, number), inputs, algorithms)
-        losses.append(loss)
-        progress(loss)
-    return tree, losses
-
-
 def compress_layer(
     tree: Tree,
     path: str,
@@ -92,11 +56,9 @@ def compress_layer(
     inputs: Statistics | None = None,
     algorithms: Mapping[str, str] | None = None,
 ) -> Loss:
-    """Replace one dense kernel of a tree, in place; arguments and errors as of `compress`."""
+    """Replace one dense kernel of a tree, in place; arguments and errors as of `model.compress`."""
     layer = layer_of(tree, path)
-    weight = layer["kernel"]
-    if not bool(jnp.isfinite(weight).all()):  # an SVD of infinities may never end
-        raise InputError(f"{path} cannot be compressed: its weight holds NaN or infinity.")
+    weight = finite(path, layer["kernel"])
     started = time.perf_counter()
     try:
         _check(inputs, spec)
@@ -174,6 +136,17 @@ def compression_factors(params: Mapping[str, Any], specs: Mapping[str, Spec]) ->
     after = sum(factors.parameter_count(spec) for spec in specs.values())
     whole = parameter_count(params)
     return (before / after if after else 1.0), whole / (whole - before + after)
+
+
+def finite(path: str, weight: Array) -> Array:
+    """Return the weight of a layer, since an SVD of infinities may never end.
+
+    Raises:
+      InputError: it holds NaN or infinity.
+    """
+    if not bool(jnp.isfinite(weight).all()):
+        raise InputError(f"{path} cannot be compressed: its weight holds NaN or infinity.")
+    return weight
 
 
 def copy_tree(tree: Mapping[str, Any]) -> Tree:
