@@ -17,8 +17,9 @@ from blrlab_ops.devices import Device
 from flax.core import FrozenDict
 
 from blrlab import compress, environment, train
+from blrlab.compress import Allowed, Target
 from blrlab.data import text, tokenizer
-from blrlab.errors import InputError, one_of
+from blrlab.errors import InputError, home_expanded, one_of
 from blrlab.experiments.defaults import Config
 from blrlab.factors import FORMATS, Spec, parameter_count
 from blrlab.models import gpt2, hf
@@ -71,6 +72,7 @@ def experiment(config: Config) -> Experiment:
     one_of(config.factors.format, FORMATS, "format")
     one_of(config.compress.mode, MODES, "compress.mode")
     algorithms(config)
+    budget(config)
     one_of(config.data.source, text.SOURCES, "data source")
     one_of(config.data.tokenizer, tokenizer.KINDS, "tokenizer")
     nets(config)
@@ -81,7 +83,7 @@ def experiment(config: Config) -> Experiment:
     checkpoint = hf.find(config.init_from) if config.init_from else None
     model = _model(config, checkpoint)
     layers = compress.linears(gpt2.parameter_shapes(model))
-    specs = compress.plan(layers, config.rules, config.factors.to_dict(), config.factors.net)
+    specs = compress.plan(layers, rules(config), config.factors.to_dict(), config.factors.net)
     made = Experiment(config, checkpoint, model, min(config.model.context, model.context), FrozenDict(specs))
     _check(made)
     return made
@@ -93,6 +95,29 @@ def machine() -> dict[str, Any]:
     first = jax.local_devices()[0]
     name = first.device_kind if first.platform != "cpu" else ""
     return environment.describe(name, first.platform, jax.local_device_count())
+
+
+def rules(config: Config) -> Any:
+    """Return the rules, those of `config.rules_file` where one is given.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    return compress.load(home_expanded(config.rules_file)) if config.rules_file else config.rules
+
+
+def budget(config: Config) -> tuple[Target, Allowed]:
+    """Read `config.budget`.
+
+    Raises:
+      InputError: a word is unknown, or a number out of range.
+    """
+    given = config.budget
+    words = [word.strip() for word in str(given.blocks).split(",") if word.strip()]
+    if not all(word.isdigit() for word in words):
+        raise InputError(f'budget.blocks is whole numbers with commas between, not "{given.blocks}".')
+    formats = names(given.formats, FORMATS, "format")
+    return Target(given.target, given.value), Allowed(formats, tuple(map(int, words)), given.multiple)
 
 
 def algorithms(config: Config) -> dict[str, str]:
@@ -185,6 +210,7 @@ def _check(made: Experiment) -> None:
     for field in ("windows", "batch"):
         _check_range(f"eval.{field}", config.eval[field], 1, 2**31 - 1)
         _check_range(f"compress.{field}", config.compress[field], 1, 2**31 - 1)
+    _check_range("budget.tokens", config.budget.tokens, 1, 2**31 - 1)
     _check_range("bench.workers", config.bench.workers, 0, 1024)
     _check_range("bench.seconds", config.bench.seconds, 1e-6, 3600)
     for phase in ("train", "heal"):
@@ -215,7 +241,9 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a flat config that can change a result: not those that another one switches off."""
-    unused = {"stages"}
+    unused = {"stages", "rules_file"}
+    if flat["rules_file"]:  # what is in it counts, not where it is
+        flat = {**flat, "rules": compress.load(home_expanded(flat["rules_file"]))}
     if flat["compress.mode"] == "plain":
         unused |= {"compress.windows", "compress.batch"}
     if flat["data.source"] != "folder":

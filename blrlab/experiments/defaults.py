@@ -35,7 +35,7 @@ def _everything() -> Config:
     config.seed = 0
     config.init_from = ""  # a GPT-2 checkpoint, by folder or Hugging Face name; empty: train from scratch
     # Which stages to run, in order: data, dense, compress, heal, continue, eval, bridge, bench, report; or all of them.
-    # Only where named: roofline (predictions for GPUs that are not here).
+    # Only where named: allocate (gives a budget out), roofline (predictions for GPUs that are not here).
     config.stages = "all"
 
     config.data = ConfigDict()
@@ -68,6 +68,19 @@ def _everything() -> Config:
     # Ordered (path pattern, fields) pairs; the first that matches a layer decides, no match leaves it dense.
     # Fields are format, rank, blocks, block_rank; those left out come from config.factors.
     config.rules = (("*/attn/c_attn", {}), ("*/mlp/c_fc", {}), ("*/mlp/c_proj", {}))
+
+    config.rules_file = ""  # JSON, such as the plan.json of stage allocate, edited or not; in the place of rules
+
+    # Stage allocate: format, blocks and rank for each of the layers that the rules match.
+    config.budget = ConfigDict()
+    config.budget.target = "layer_factor"  # layer_factor, model_factor, bytes or microseconds
+    config.budget.value = 2.0
+    config.budget.formats = "dense,low_rank,monarch,blast"
+    config.budget.blocks = "4,8,16"  # b, where it divides the layer
+    config.budget.multiple = 16  # of which ranks (monarch: of a block) are multiples
+    config.budget.sensitivity = True  # weigh layers by what their loss does to the model's, on training text
+    config.budget.records = ""  # bench records, for microseconds
+    config.budget.tokens = 1  # at which those were taken
 
     config.compress = ConfigDict()
     # plain: to the weights alone. whitened: to what the layers give on training text. sequential: the same, each layer
@@ -123,5 +136,6 @@ def _small(config: Config) -> None:
     config.model.update(vocab_size=256, context=128, layers=4, heads=4, width=192, dropout=0.0, dtype="float32")
     config.train.update(steps=400, batch=16, learning_rate=3e-3, warmup=40, log_every=5, checkpoint_every=100)
     config.heal.update(steps=120, batch=16, learning_rate=1.5e-3, warmup=10, log_every=5, checkpoint_every=60)
+    config.budget.update(blocks="4,8", multiple=8)
     config.compress.update(batch=32)
     config.eval.update(windows=256, batch=32)

@@ -148,13 +148,18 @@ def _compressed(
     key, algorithms = run.key(COMPRESS), build.algorithms(made.config)
     if config.mode == "plain":
         return compress.compress(params, made.specs, key, line, algorithms)
-    windows = data.validation_windows(run.dataset.train, made.window, config.windows)[:, :-1]
-    batches = [windows[start : start + config.batch] for start in range(0, len(windows), config.batch)]
-    model = run.model(dense=True)
+    model, batches = run.model(dense=True), calibration_batches(run)
     if config.mode == "sequential":
         return compress.compress_in_sequence(model, params, made.specs, batches, key, line, algorithms)
     inputs = compress.collect(model, params, batches, tuple(made.specs))
     return compress.compress(params, made.specs, key, line, algorithms, inputs)
+
+
+def calibration_batches(run: Run) -> list[np.ndarray]:
+    """Return the windows of training text [B, T] that layers' inputs are taken from."""
+    config = run.made.config.compress
+    windows = data.validation_windows(run.dataset.train, run.made.window, config.windows)[:, :-1]
+    return [windows[start : start + config.batch] for start in range(0, len(windows), config.batch)]
 
 
 def _algorithm(name: str, mode: str) -> str:

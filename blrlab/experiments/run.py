@@ -68,7 +68,7 @@ def _run(argv: Sequence[str]) -> int:
     stages = chosen(config.stages)
     # Imported here so that a mistake on the command line is answered before the models have loaded.
     from blrlab import environment
-    from blrlab.experiments import build, kernel_stages, model_stages
+    from blrlab.experiments import budget_stage, build, kernel_stages, model_stages
 
     folder = folder or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     made = build.experiment(config)
@@ -82,6 +82,7 @@ def _run(argv: Sequence[str]) -> int:
     work = {
         "data": model_stages.prepare_data,
         "dense": model_stages.train_dense,
+        "allocate": budget_stage.allocate,
         "compress": model_stages.compress_dense,
         "heal": model_stages.heal,
         "continue": model_stages.continue_dense,

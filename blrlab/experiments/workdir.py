@@ -53,6 +53,7 @@ class Stage:
 STAGES = (
     Stage("data", "data.json", ("data", "init_from")),
     Stage("dense", "params", ("model", "train", "seed"), ("data",)),
+    Stage("allocate", "plan.json", ("budget", "rules", "compress"), ("dense",), named_only=True),
     Stage("compress", "params", ("factors", "rules", "compress"), ("dense",)),
     Stage("heal", "params", ("heal",), ("compress",)),
     Stage("continue", "params", ("heal",), ("dense",)),
@@ -65,7 +66,7 @@ STAGES = (
         "../report.html",
         (),
         (),
-        ("data", "dense", "compress", "heal", "continue", "eval", "roofline", "bench"),
+        ("data", "dense", "allocate", "compress", "heal", "continue", "eval", "roofline", "bench"),
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)

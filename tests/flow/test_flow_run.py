@@ -164,3 +164,48 @@ def test_layers_alone_need_no_model(tmp_path):
         (op, "torch_eager") for op in ("dense", "low_rank", "monarch", "blast")
     }
     assert {row["device"] for row in found if row["kind"] == "bound"} == {"a40", "orin_nano_8gb", "h100_sxm"}
+
+
+def test_a_budget_becomes_a_plan_that_compresses(finished, tiny, capsys):
+    """A plan is a file of rules: what is edited in it runs compress again, and nothing before."""
+    budget = {"target": "layer_factor", "value": 1.5, "formats": "dense,low_rank,monarch", "blocks": "2", "multiple": 2}
+    flags = [*tiny, f"--workdir={finished}", *(f"--config.budget.{name}={value}" for name, value in budget.items())]
+    assert run.main([*flags, "--config.stages=allocate"]) == 0
+    plan = finished / "allocate" / "plan.json"
+    said = capsys.readouterr().out
+    assert f"--config.rules_file={plan}" in said
+    rows = records.read(finished / "allocate" / "records.jsonl")
+    layers, totals = ([row for row in rows if (row["path"] == "*") is whole] for whole in (False, True))
+    assert [row["path"] for row in layers] == [path for path, _ in json.loads(plan.read_text())]
+    assert all(0 <= row["lost"] < 1 and row["weight"] > 0 for row in layers)
+    best = totals[0]
+    assert best["plan"] == "budget"
+    assert best["cost"] <= best["budget"]
+    assert {row["plan"] for row in totals[1:]} >= {"low_rank"}
+    assert all(best["total"] <= row["total"] for row in totals)
+
+    assert run.main([*flags, "--config.stages=compress", f"--config.rules_file={plan}"]) == 0
+    whole = records.read(finished / "compress" / "records.jsonl")[-1]
+    assert whole["layer_factor"] >= 1.5
+    assert run.main([*flags, "--config.stages=compress", f"--config.rules_file={plan}"]) == 0
+    assert "compress: done before" in capsys.readouterr().out
+    rules = json.loads(plan.read_text())
+    edited = finished.parent / "edited.json"
+    edited.write_text(json.dumps([[rules[0][0], {"format": "low_rank", "rank": 3}], *rules[1:]]))
+    assert run.main([*flags, "--config.stages=compress", f"--config.rules_file={edited}"]) == 0
+    said = capsys.readouterr().out
+    assert "running again from compress on" in said
+    assert records.read(finished / "compress" / "records.jsonl")[0]["rank"] == 3
+
+
+def test_a_budget_in_microseconds_takes_bench_records(finished, tiny, capsys):
+    flags = [*tiny, f"--workdir={finished}", "--config.stages=allocate", "--config.budget.sensitivity=False"]
+    flags += ["--config.budget.target=microseconds", "--config.budget.value=1e9"]
+    assert run.main(flags) == 2
+    assert "needs budget.records" in capsys.readouterr().err
+    timed = [row for row in records.read(finished / "records.jsonl") if row["kind"] == "bench"]
+    file = finished.parent / "bench.jsonl"
+    records.rewrite(file, timed)
+    flags += [f"--config.budget.records={file}"]
+    assert run.main(flags) == 2
+    assert "has no verified time at 1 tokens" in capsys.readouterr().err

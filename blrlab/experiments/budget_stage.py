@@ -1,0 +1,93 @@
+"""The stage that gives a budget out over a model's layers: allocate. It writes plan.json, which is a set of rules."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from blrlab import compress, data, records, train
+from blrlab.compress import Allocation, Allowed, Target
+from blrlab.errors import InputError
+from blrlab.experiments import build, model_stages
+from blrlab.experiments.model_stages import Run
+from blrlab.factors import Spec
+
+
+def allocate(run: Run, folder: Path) -> None:
+    """Choose format, blocks and rank of every layer that the rules match."""
+    made, config, params = run.made, run.made.config, run.params("dense")
+    target, allowed = build.budget(config)
+    batches = model_stages.calibration_batches(run)
+    mode, paths = config.compress.mode, tuple(made.specs)
+    inputs = None if mode == "plain" else compress.collect(run.model(dense=True), params, batches, paths)
+    weights = _weights(run, params, allowed, inputs) if config.budget.sensitivity else None
+    found = compress.allocate(
+        params,
+        target,
+        allowed,
+        paths=paths,
+        statistics=inputs,
+        weights=weights,
+        latencies=_latencies(config) if target.kind == "microseconds" else None,
+        key=run.key(model_stages.COMPRESS),
+        progress=lambda path: run.say(f"allocate: {path} measured"),
+    )
+    compress.save(found.specs, folder / "plan.json")
+    rows = [_record(path, spec, found, weights) for path, spec in found.specs.items()]
+    records.rewrite(folder / "records.jsonl", [*rows, *_totals(target, found)])
+    _say(run, found, folder)
+
+
+def _weights(run: Run, params: Mapping[str, Any], allowed: Allowed, inputs: Any) -> dict[str, float]:
+    """Measure how much each layer matters, by low rank of half its size, on training text."""
+    made, config = run.made, run.made.config.compress
+    windows = data.validation_windows(run.dataset.train, made.window, config.windows)
+    model = run.model(dense=True)
+    half = {}
+    for path, spec in made.specs.items():
+        i, o = spec.in_features, spec.out_features
+        rank = max(i * o // (2 * (i + o)) // allowed.multiple, 1) * allowed.multiple
+        half[path] = Spec("low_rank", i, o, rank=rank)
+    return compress.sensitivities(
+        params,
+        half,
+        lambda tree: train.evaluate(model, tree, windows, config.batch),
+        run.key(model_stages.COMPRESS),
+        inputs,
+        lambda path: run.say(f"allocate: {path} tried"),
+    )
+
+
+def _latencies(config: Any) -> dict[Spec, float]:
+    file = Path(config.budget.records)
+    if not file.is_file():
+        raise InputError(f'budget.target=microseconds needs budget.records, bench records; "{file}" is no file.')
+    found = compress.latencies(records.read(file), config.budget.tokens)
+    if not found:
+        raise InputError(f"{file} has no verified time at {config.budget.tokens} tokens.")
+    return found
+
+
+def _record(path: str, spec: Spec, found: Allocation, weights: Mapping[str, float] | None) -> records.Record:
+    return {
+        "kind": "allocate",
+        "path": path,
+        **model_stages.spec_fields(spec),
+        "lost": found.lost[path],
+        "weight": weights[path] if weights else 1.0,
+    }
+
+
+def _totals(target: Target, found: Allocation) -> list[records.Record]:
+    shared = {"kind": "allocate", "path": "*", "target": target.kind, "value": target.value}
+    budget = shared | {"plan": "budget", "total": found.total, "cost": found.cost, "budget": found.budget}
+    return [budget, *(shared | {"plan": name, "total": total} for name, total in found.uniform.items())]
+
+
+def _say(run: Run, found: Allocation, folder: Path) -> None:
+    for path, spec in found.specs.items():
+        blocks = f" b {spec.blocks[0]}" if spec.blocks != (1, 1) else ""
+        rank = f" r {spec.total_rank}" if spec.rank else ""
+        run.say(f"allocate: {path:<20} {spec.format}{blocks}{rank}  loses {found.lost[path]:.4f} of its energy")
+    rivals = ", ".join(f"{name} {total:.4g}" for name, total in sorted(found.uniform.items(), key=lambda each: each[1]))
+    run.say(f"allocate: expected loss {found.total:.4g}; equal shares: {rivals or 'none fits'}")
+    run.say(f"allocate: to compress so, add --config.rules_file={folder / 'plan.json'}")
