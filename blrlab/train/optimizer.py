@@ -43,14 +43,14 @@ def make_optimizer(
 
     Args:
       schedule: step -> learning rate.
-      weight_decay: w; every kernel shrinks by the learning rate times w times its decay's gradient.
+      weight_decay: decoupled, times the learning rate.
       clip_norm: the largest norm a gradient keeps.
       beta2: of Adam.
-      factor_rates: scale Adam's steps of factors as `factors.learning_rates` says; the decay is not scaled.
-      decay: factors, of ||V||^2 / 2 and so on for each factor, or product, of ||W||^2 / 2 of the weight they stand for.
+      factor_rates: scale Adam's steps of factors as `factors.learning_rates` says, but not their decay.
+      decay: of the factors, each by itself, or of the product that they stand for (see `decay_product`).
 
     Raises:
-      InputError: the decay is of something else.
+      InputError: the decay is of neither.
     """
     one_of(decay, DECAYS, "decay")
     adam = [optax.scale_by_adam(b1=0.9, b2=beta2)]
@@ -81,10 +81,10 @@ def scale_by_fan_in() -> optax.GradientTransformation:
 def decay_product(weight_decay: float) -> optax.GradientTransformation:
     """Add `weight_decay` times the gradient of ||W||_F^2 / 2 to the updates of every kernel.
 
-    W is the weight that the factors stand for, so this decays as the dense layer would, through the factors: V by
-    (W U^T), U by (V^T W), from r x r products. Factors that share one weight unequally decay unequally, where the decay
-    of the factors themselves draws them together and favours a low rank (||V||^2 + ||U||^2 is at least twice W's
-    nuclear norm). A dense kernel's is W, as in AdamW.
+    W is the weight that the factors stand for: in low rank, V is given W U^T and U is given V^T W, from r x r products
+    (see `factors.squared_norm`); a dense kernel W, as in AdamW. It makes W small however the factors share it. The
+    decay of the factors themselves also draws them to one size and favours low ranks: the least ||V||^2 + ||U||^2 of
+    one W is twice its nuclear norm (Srebro et al., 2005).
     """
 
     def add(path: Any, kernel: Any, update: Any) -> Any:
