@@ -249,7 +249,9 @@ def _trainer(config: Any) -> Any:
 
     given = config.train
     schedule = train.make_schedule(given.learning_rate, given.steps, given.warmup, given.final_fraction)
-    optimizer = train.make_optimizer(schedule, given.weight_decay, given.clip_norm)
+    optimizer = train.make_optimizer(
+        schedule, given.weight_decay, given.clip_norm, factor_rates=given.factor_rates, decay=given.decay
+    )
 
     def start(model: Any, params: Any) -> tuple[Any, Any]:
         # a key of its own: the step donates the state that holds it

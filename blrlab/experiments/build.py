@@ -23,6 +23,8 @@ from blrlab.errors import InputError, home_expanded, one_of
 from blrlab.experiments.defaults import Config
 from blrlab.factors import FORMATS, Spec, parameter_count
 from blrlab.models import gpt2, hf
+from blrlab.train.distil import TERMS
+from blrlab.train.optimizer import DECAYS
 
 OWN = "own"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -215,6 +217,10 @@ def _check(made: Experiment) -> None:
     _check_range("bench.seconds", config.bench.seconds, 1e-6, 3600)
     for phase in ("train", "heal"):
         _check_training(phase, config[phase])
+    if config.heal.distil:
+        one_of(config.heal.distil, TERMS, "heal.distil")
+    _check_range("heal.distil_weight", config.heal.distil_weight, 0, 1)
+    _check_range("heal.temperature", config.heal.temperature, 1e-3, 1e3)
 
 
 def _check_training(phase: str, training: Config) -> None:
@@ -226,6 +232,7 @@ def _check_training(phase: str, training: Config) -> None:
     }
     for field, (least, most) in ranges.items():
         _check_range(f"{phase}.{field}", training[field], least, most)
+    one_of(training.decay, DECAYS, f"{phase}.decay")
     try:
         plan(phase, training, "")
         schedule(training)
@@ -246,6 +253,10 @@ def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
         flat = {**flat, "rules": compress.load(home_expanded(flat["rules_file"]))}
     if flat["compress.mode"] == "plain":
         unused |= {"compress.windows", "compress.batch"}
+    if not flat["heal.distil"]:
+        unused |= {"heal.distil_weight"}
+    if flat["heal.distil"] != "logits":
+        unused |= {"heal.temperature"}
     if flat["data.source"] != "folder":
         unused |= {"data.path"}
     if flat["data.source"] != "huggingface":
@@ -305,4 +316,10 @@ def schedule(training: Mapping[str, Any]) -> Any:
 
 def optimizer(training: Mapping[str, Any]) -> optax.GradientTransformation:
     """Make the optimiser of one training phase."""
-    return train.make_optimizer(schedule(training), training["weight_decay"], training["clip_norm"])
+    return train.make_optimizer(
+        schedule(training),
+        training["weight_decay"],
+        training["clip_norm"],
+        factor_rates=training["factor_rates"],
+        decay=training["decay"],
+    )

@@ -58,6 +58,10 @@ def _everything() -> Config:
 
     config.train = _training(steps=1000, batch=16, learning_rate=6e-4, warmup=200)
     config.heal = _training(steps=300, batch=16, learning_rate=3e-4, warmup=50)
+    # What healing learns from the dense model: logits (its predictions), outputs (of its blocks), or empty: nothing.
+    config.heal.distil = ""
+    config.heal.distil_weight = 0.5  # the share of that in the loss, 0 to 1; the rest is the text's
+    config.heal.temperature = 1.0  # of the predictions
 
     config.factors = ConfigDict()
     config.factors.net = "gpt2s"  # whose published ranks and blocks a 0 stands for
@@ -124,6 +128,8 @@ def _training(steps: int, batch: int, learning_rate: float, warmup: int) -> Conf
     training.warmup = warmup
     training.final_fraction = 0.1  # of the learning rate, at the cosine's end
     training.weight_decay = 0.1
+    training.decay = "factors"  # what decays: the factors of a kernel, or the product that they stand for
+    training.factor_rates = False  # learning rates of factors by their fan-in, in units of a dense layer's
     training.clip_norm = 1.0
     training.log_every = 10
     training.checkpoint_every = 500

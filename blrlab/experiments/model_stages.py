@@ -202,8 +202,22 @@ def spec_fields(spec: factors.Spec) -> records.Record:
 
 
 def heal(run: Run, folder: Path) -> None:
-    """Train the compressed model on."""
-    _fit(run, folder, "heal", run.made.config.heal, run.model(dense=False), run.params("compress"), HEAL)
+    """Train the compressed model on, on the text and on what the dense model makes of it."""
+    training = run.made.config.heal
+    step = _distilling(run) if training.distil else None
+    _fit(run, folder, "heal", training, run.model(dense=False), run.params("compress"), HEAL, step)
+
+
+def _distilling(run: Run) -> Callable:
+    """Return the step that distils the dense model into the compressed one."""
+    made, training = run.made, run.made.config.heal
+    model, blocks = run.model(dense=False), [f"h_{index}" for index in range(made.model.layers)]
+    loss = train.distil_loss(
+        model, run.model(dense=True), training.distil, training.distil_weight, training.temperature, blocks
+    )
+    step, (replicate, _) = train.make_step(model, build.optimizer(training), loss), train.data_parallel(training.batch)
+    teacher = replicate(run.params("dense"))
+    return lambda state, windows: step(state, windows, teacher)
 
 
 def continue_dense(run: Run, folder: Path) -> None:
@@ -212,7 +226,14 @@ def continue_dense(run: Run, folder: Path) -> None:
 
 
 def _fit(
-    run: Run, folder: Path, phase: str, training: Any, model: gpt2.GPT2, params: dict[str, Any], number: int
+    run: Run,
+    folder: Path,
+    phase: str,
+    training: Any,
+    model: gpt2.GPT2,
+    params: dict[str, Any],
+    number: int,
+    step: Callable | None = None,
 ) -> None:
     optimizer = build.optimizer(training)
     # The order of the batches is drawn from the seed and the phase, as all other randomness is.
@@ -220,7 +241,7 @@ def _fit(
     state = train.fit(
         build.plan(phase, training, run.dataset.summary["hash"]),
         train.init_state(params, optimizer, run.key(number)),
-        train.make_step(model, optimizer),
+        step or train.make_step(model, optimizer),
         data.Batches(run.dataset.train, run.made.window, training.batch, seed),
         build.schedule(training),
         folder,

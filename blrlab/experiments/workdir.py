@@ -26,6 +26,8 @@ from blrlab.errors import InputError, one_of
 KEPT = ("data", "dense")
 # How often a stage writes changes none of its results.
 HARMLESS = (".log_every", ".checkpoint_every")
+# Neither does what training does to factors and learns from a teacher, where the model is dense.
+OF_FACTORS = (".factor_rates", ".decay", ".distil", ".distil_weight", ".temperature")
 OUTDATED = ".outdated-"
 
 
@@ -40,6 +42,7 @@ class Stage:
       after: the stages whose results it starts from.
       optional: stages whose results it uses if they are there.
       named_only: whether `all` leaves it out.
+      dense: whether it trains a dense model.
     """
 
     name: str
@@ -48,15 +51,16 @@ class Stage:
     after: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()
     named_only: bool = False
+    dense: bool = False
 
 
 STAGES = (
     Stage("data", "data.json", ("data", "init_from")),
-    Stage("dense", "params", ("model", "train", "seed"), ("data",)),
+    Stage("dense", "params", ("model", "train", "seed"), ("data",), dense=True),
     Stage("allocate", "plan.json", ("budget", "rules", "compress"), ("dense",), named_only=True),
     Stage("compress", "params", ("factors", "rules", "compress"), ("dense",)),
     Stage("heal", "params", ("heal",), ("compress",)),
-    Stage("continue", "params", ("heal",), ("dense",)),
+    Stage("continue", "params", ("heal",), ("dense",), dense=True),
     Stage("eval", "records.jsonl", ("eval",), ("dense",), ("compress", "heal", "continue")),
     Stage("bridge", "stage.json", ("machine",), ("compress",), ("heal",)),
     Stage("roofline", "records.jsonl", ("roofline",), named_only=True),
@@ -118,11 +122,11 @@ class Workdir:
 
     def parts(self, stage: str) -> dict[str, Any]:
         """Return the config fields a stage depends on itself."""
-        wanted = _stage(stage).parts
+        wanted, without = _stage(stage).parts, HARMLESS + OF_FACTORS * _stage(stage).dense
         return {
             name: value
             for name, value in self._flat.items()
-            if any(name == part or name.startswith(f"{part}.") for part in wanted) and not name.endswith(HARMLESS)
+            if any(name == part or name.startswith(f"{part}.") for part in wanted) and not name.endswith(without)
         }
 
     def fingerprint(self, stage: str) -> str:

@@ -2,7 +2,8 @@
 
 A kernel is what stands in a parameter tree where a dense layer has its weight: the bare array W [i, o] for
 dense, and for every other format a dict of factors, `{"V": ..., "U": ...}` or `{"V": ..., "S": ..., "U": ...}`.
-A format is a module with `shapes`, `init`, `apply`, `to_dense` and `project`; its docstring gives the shapes.
+A format is a module with `shapes`, `fans`, `init`, `apply`, `to_dense`, `squared_norm` and `project`; its docstring
+gives the shapes.
 
 >>> import jax
 >>> from blrlab import factors
@@ -28,8 +29,8 @@ from blrlab.factors import blast, dense, low_rank, monarch
 from blrlab.factors.spec import BLOCKED, FORMATS, Spec, from_total_rank
 
 __all__ = [
-    "BLOCKED", "FORMATS", "Kernel", "Spec", "apply", "format_of", "from_total_rank", "init", "is_kernel",
-    "parameter_count", "project", "shapes", "spec_of", "to_dense",
+    "BLOCKED", "FORMATS", "Kernel", "Spec", "apply", "fans", "format_of", "from_total_rank", "init", "is_kernel",
+    "learning_rates", "parameter_count", "project", "shapes", "spec_of", "squared_norm", "to_dense",
 ]  # fmt: skip
 
 Kernel = Array | Mapping[str, Array]
@@ -52,9 +53,44 @@ def parameter_count(spec: Spec) -> int:
     return sum(map(math.prod, sizes.values())) if isinstance(sizes, dict) else math.prod(sizes)
 
 
+def fans(spec: Spec) -> Any:
+    """Return (d_in, d_out) for dense, `{name: (d_in, d_out)}` for the factored formats, in the order of the product.
+
+    A factor is a (block) dense layer of its own: d_in numbers are summed into each of what it puts out, and each of
+    what it is given goes into d_out.
+    """
+    return _MODULES[spec.format].fans(spec)
+
+
 def init(key: Array, spec: Spec, dtype: jax.typing.DTypeLike = jnp.float32) -> Kernel:
-    """Draw a kernel whose weight has entries of variance 1 / in_features."""
+    """Draw a kernel whose weight has entries of variance 1 / in_features.
+
+    Every factor is drawn as a dense layer is: normal, with variance 1 / its fan-in. So the numbers between the factors
+    have the variance of the inputs, and so have the outputs; the gradient of x has o / i times that of y, as behind a
+    dense layer. The gradient of a factor has the variance of a dense weight's times d_out / d_in of every factor after
+    it: the last factor's is a dense weight's, low rank's V has o / r times as much. Adam does not see that scale.
+
+    The rank changes none of these, but how they come about: ||W||_F^2 is o at any rank, shared by fewer directions, so
+    W's largest singular value grows as the square root of o / r; an entry's fourth moment, 3 (1 + 2 / r) of its
+    squared variance in low rank, grows, and a single draw strays more from the mean. Qiu et al. (arXiv 2406.06248)
+    keep the spectral norm instead, with W's variance r / i times as large where r is below i.
+    """
     return _MODULES[spec.format].init(key, spec, dtype)
+
+
+def learning_rates(spec: Spec) -> Any:
+    """Return what to multiply a dense layer's learning rate by, under Adam: 1.0 for dense, `{name: multiplier}` else.
+
+    The multiplier is in_features / d_in / (number of factors), d_in being the factor's fan-in. A step of Adam is about
+    as large in every entry, so it moves what a factor puts out by d_in times its learning rate; with the multiplier
+    each factor moves the outputs by a dense layer's change over the number of factors, at any width, block count and
+    rank. Source: Qiu et al., arXiv 2406.06248, section 3 (learning rates as 1 / d_in, from the maximal update
+    parametrisation), with the division by the number of factors of its released code.
+    """
+    found = fans(spec)
+    if not isinstance(found, dict):
+        return 1.0
+    return {name: spec.in_features / fan_in / len(found) for name, (fan_in, _) in found.items()}
 
 
 def apply(kernel: Kernel, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
@@ -65,6 +101,11 @@ def apply(kernel: Kernel, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
 def to_dense(kernel: Kernel) -> Float[Array, "i o"]:
     """Return the weight [in_features, out_features] that a kernel stands for."""
     return _MODULES[format_of(kernel)].to_dense(kernel)
+
+
+def squared_norm(kernel: Kernel) -> Float[Array, ""]:
+    """Return ||W||_F^2 of the weight that a kernel stands for, from r x r products of its factors."""
+    return _MODULES[format_of(kernel)].squared_norm(kernel)
 
 
 def project(weight: Float[Array, "i o"], spec: Spec, key: Array | None = None) -> Kernel:

@@ -22,14 +22,20 @@ def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     return {"V": (b1, p, spec.rank), "S": (b1, b2, spec.rank), "U": (b2, spec.rank, q)}
 
 
+def fans(spec: Spec) -> dict[str, tuple[int, int]]:
+    """Return the fan-in and the fan-out of each factor; S takes b1 numbers to b2, for every rank by itself."""
+    p, q = spec.block_sizes
+    return {"V": (p, spec.rank), "S": spec.blocks, "U": (spec.rank, q)}
+
+
 def init(key: Array, spec: Spec, dtype: jax.typing.DTypeLike) -> Factors:
-    """Draw factors whose product has entries of variance 1 / i, like a dense layer's."""
+    """Draw each factor with variance 1 / its fan-in: 1 / p for V, 1 / b1 for S, 1 / r for U."""
     v, s, u = jax.random.split(key, 3)
-    size, (p, _) = shapes(spec), spec.block_sizes
+    size, fan = shapes(spec), fans(spec)
     return {
-        "V": jax.random.normal(v, size["V"], dtype) * p**-0.5,
-        "S": jax.random.normal(s, size["S"], dtype) * spec.blocks[0] ** -0.5,
-        "U": jax.random.normal(u, size["U"], dtype) * spec.rank**-0.5,
+        "V": jax.random.normal(v, size["V"], dtype) * fan["V"][0] ** -0.5,
+        "S": jax.random.normal(s, size["S"], dtype) * fan["S"][0] ** -0.5,
+        "U": jax.random.normal(u, size["U"], dtype) * fan["U"][0] ** -0.5,
     }
 
 
@@ -45,6 +51,15 @@ def to_dense(factors: Factors) -> Float[Array, "i o"]:
     """Multiply the factors out."""
     blocks = jnp.einsum("lpr,lkr,krq->lpkq", factors["V"], factors["S"], factors["U"])
     return rearrange(blocks, "l p k q -> (l p) (k q)")
+
+
+def squared_norm(factors: Factors) -> Float[Array, ""]:
+    """Return ||W||_F^2, the sum over l and k of S[l, k]^T ((V[l]^T V[l]) * (U[k] U[k]^T)) S[l, k]."""
+    V, S, U = factors["V"], factors["S"], factors["U"]
+    left, right = V.mT @ V, U @ U.mT  # [b1, r, r] and [b2, r, r]
+    # Summed as it is multiplied: b1 b2 r^2 numbers are never stored.
+    inner = jnp.sum(left[:, None] * right[None] * S[:, :, None, :], axis=-1)
+    return jnp.sum(S * inner)
 
 
 def project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> Factors:

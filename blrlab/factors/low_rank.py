@@ -14,13 +14,18 @@ def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     return {"V": (spec.in_features, spec.rank), "U": (spec.rank, spec.out_features)}
 
 
+def fans(spec: Spec) -> dict[str, tuple[int, int]]:
+    """Return the fan-in and the fan-out of each factor."""
+    return {"V": (spec.in_features, spec.rank), "U": (spec.rank, spec.out_features)}
+
+
 def init(key: Array, spec: Spec, dtype: jax.typing.DTypeLike) -> Factors:
-    """Draw factors whose product has entries of variance 1 / i, like a dense layer's."""
+    """Draw each factor with variance 1 / its fan-in: 1 / i for V, 1 / r for U."""
     v, u = jax.random.split(key)
-    size = shapes(spec)
+    size, fan = shapes(spec), fans(spec)
     return {
-        "V": jax.random.normal(v, size["V"], dtype) * spec.in_features**-0.5,
-        "U": jax.random.normal(u, size["U"], dtype) * spec.rank**-0.5,
+        "V": jax.random.normal(v, size["V"], dtype) * fan["V"][0] ** -0.5,
+        "U": jax.random.normal(u, size["U"], dtype) * fan["U"][0] ** -0.5,
     }
 
 
@@ -32,6 +37,12 @@ def apply(factors: Factors, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
 def to_dense(factors: Factors) -> Float[Array, "i o"]:
     """Multiply the factors out."""
     return factors["V"] @ factors["U"]
+
+
+def squared_norm(factors: Factors) -> Float[Array, ""]:
+    """Return ||V U||_F^2 = tr((V^T V) (U U^T))."""
+    V, U = factors["V"], factors["U"]
+    return jnp.sum((V.T @ V) * (U @ U.T))
 
 
 def project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> Factors:

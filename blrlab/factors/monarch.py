@@ -23,13 +23,19 @@ def shapes(spec: Spec) -> dict[str, tuple[int, ...]]:
     return {"V": (*spec.blocks, p, spec.rank), "U": (*spec.blocks, spec.rank, q)}
 
 
+def fans(spec: Spec) -> dict[str, tuple[int, int]]:
+    """Return the fan-in and the fan-out of each factor; an output sums over the b1 blocks of its column."""
+    p, q = spec.block_sizes
+    return {"V": (p, spec.blocks[1] * spec.rank), "U": (spec.blocks[0] * spec.rank, q)}
+
+
 def init(key: Array, spec: Spec, dtype: jax.typing.DTypeLike) -> Factors:
-    """Draw factors whose product has entries of variance 1 / i, like a dense layer's."""
+    """Draw each factor with variance 1 / its fan-in: 1 / p for V, 1 / (b1 r') for U."""
     v, u = jax.random.split(key)
-    size, (p, _) = shapes(spec), spec.block_sizes
+    size, fan = shapes(spec), fans(spec)
     return {
-        "V": jax.random.normal(v, size["V"], dtype) * p**-0.5,
-        "U": jax.random.normal(u, size["U"], dtype) * (spec.blocks[0] * spec.rank) ** -0.5,
+        "V": jax.random.normal(v, size["V"], dtype) * fan["V"][0] ** -0.5,
+        "U": jax.random.normal(u, size["U"], dtype) * fan["U"][0] ** -0.5,
     }
 
 
@@ -43,6 +49,12 @@ def apply(factors: Factors, x: Float[Array, "*n i"]) -> Float[Array, "*n o"]:
 def to_dense(factors: Factors) -> Float[Array, "i o"]:
     """Multiply the factors out."""
     return rearrange(factors["V"] @ factors["U"], "l k p q -> (l p) (k q)")
+
+
+def squared_norm(factors: Factors) -> Float[Array, ""]:
+    """Return ||W||_F^2, the sum over the blocks of tr((V^T V) (U U^T))."""
+    V, U = factors["V"], factors["U"]
+    return jnp.sum((V.mT @ V) * (U @ U.mT))
 
 
 def project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> Factors:

@@ -16,9 +16,10 @@ from einops import rearrange
 from flax.core import FrozenDict
 from jaxtyping import Array, Float, Int
 
+from blrlab import factors
 from blrlab.errors import InputError
-from blrlab.factors import Spec
-from blrlab.layers import FactoredDense
+from blrlab.factors import Kernel, Spec
+from blrlab.layers import FactoredDense, FactorInit
 
 Specs = Mapping[str, Spec]
 ALL_DENSE: Specs = FrozenDict()
@@ -59,6 +60,16 @@ class Config:
             raise InputError(f"the model's dropout is {self.dropout}; it must be at least 0 and below 1.")
 
 
+def _drawn(deviation: float) -> FactorInit:
+    """Return `factors.init` scaled to weights of this deviation; the last factor takes the scale."""
+
+    def init(key: Array, spec: Spec, dtype: Any) -> Kernel:
+        kernel: Any = factors.init(key, spec, dtype)
+        return {**kernel, "U": kernel["U"] * (deviation * spec.in_features**0.5)}
+
+    return init
+
+
 class _Part(nn.Module):
     """What all parts of the model share: its sizes, and the specs of its linear layers by path."""
 
@@ -71,7 +82,9 @@ class _Part(nn.Module):
         deviation = 0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02
         spec = self.specs.get("/".join((*self.path, name)))
         init = nn.initializers.normal(deviation)
-        return FactoredDense(features, spec=spec, dtype=self.config.dtype, kernel_init=init, name=name)
+        return FactoredDense(
+            features, spec=spec, dtype=self.config.dtype, kernel_init=init, factor_init=_drawn(deviation), name=name
+        )
 
     def norm(self, name: str) -> nn.LayerNorm:
         """Make a layer norm, computed in float32."""

@@ -1,13 +1,14 @@
 """Small functional loops: (state, batch) -> (state, metrics), resumable to the bit."""
 
 from blrlab.train.checkpoint import Checkpoints, load_params, save_params
+from blrlab.train.distil import distil_loss
 from blrlab.train.evaluate import evaluate
 from blrlab.train.loop import Plan, fit
 from blrlab.train.optimizer import make_optimizer, make_schedule
 from blrlab.train.sharding import data_parallel
-from blrlab.train.step import State, init_state, make_step, next_token_loss
+from blrlab.train.step import State, data_loss, init_state, make_step, next_token_loss
 
 __all__ = [
-    "Checkpoints", "Plan", "State", "data_parallel", "evaluate", "fit", "init_state", "load_params",
-    "make_optimizer", "make_schedule", "make_step", "next_token_loss", "save_params",
+    "Checkpoints", "Plan", "State", "data_loss", "data_parallel", "distil_loss", "evaluate", "fit", "init_state",
+    "load_params", "make_optimizer", "make_schedule", "make_step", "next_token_loss", "save_params",
 ]  # fmt: skip

@@ -82,7 +82,7 @@ def fit(
         if logs or saves:
             _check_finite(plan, number, metrics)
         if logs:
-            record = _record(plan, number, float(metrics["loss"]), float(schedule(number - 1)))
+            record = _record(plan, number, metrics, float(schedule(number - 1)))
             record["tokens_per_s"] = clock.tokens_per_s(number, batches.context)
             records.append(log, record)
             say(_line(record, plan, clock.seconds_left(number)))
@@ -117,12 +117,12 @@ def _check_finite(plan: Plan, step: int, metrics: Mapping[str, jax.Array]) -> No
             raise InputError(f"{plan.phase}: the {name} is {float(value)} at step {step}; lower the learning rate.")
 
 
-def _record(plan: Plan, step: int, loss: float, rate: float) -> records.Record:
+def _record(plan: Plan, step: int, metrics: Mapping[str, jax.Array], rate: float) -> records.Record:
     return {
         "kind": "train",
         "phase": plan.phase,
         "step": step,
-        "loss": loss,
+        **{name: float(value) for name, value in metrics.items() if name != "grad_norm"},
         "lr": rate,
         "data_hash": plan.data_hash,
     }

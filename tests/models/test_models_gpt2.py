@@ -267,3 +267,15 @@ def test_sizes_that_cannot_be_are_refused(fields, said):
 def test_a_config_is_hashable():
     assert hash(Config()) == hash(Config())
     assert {GPT2(TINY, SPECS): 1}[GPT2(TINY, SPECS)] == 1
+
+
+def test_factored_layers_begin_as_large_as_dense_ones():
+    """0.02, and less by the root of twice the depth where a layer adds to the residual stream."""
+    draw = jax.jit(lambda key: gpt2.init(TINY, key, SPECS))
+    draws = [draw(jax.random.key(seed)) for seed in range(40)]
+    for path in SPECS:
+        block, part, layer = path.split("/")
+        deviation = 0.01 if layer == "c_proj" else 0.02
+        weights = np.stack([factors.to_dense(params[block][part][layer]["kernel"]) for params in draws])
+        means = (weights.astype(np.float64) ** 2).mean((1, 2)) / deviation**2
+        assert abs(means.mean() - 1) < 5 * means.std(ddof=1) / len(draws) ** 0.5 < 0.4, path
