@@ -44,10 +44,11 @@ def linears(params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         for path, leaf in leaves
         if path.endswith("/kernel") and leaf.ndim == 2
     }
-    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+    return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
 
-def _natural(path: str) -> list[tuple[str, int]]:
+def natural(path: str) -> list[tuple[str, int]]:
+    """Return what sorts paths as a reader counts."""
     return [(word, int(part or 0)) for word, part in re.findall(r"(\D*)(\d*)", path)]
 
 
@@ -56,6 +57,7 @@ def plan(
     rules: Sequence[Rule],
     defaults: Mapping[str, Any],
     net: str = "",
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, Spec]:
     """Resolve rules into {path: spec} for every layer that one of them matches, in the model's order.
 
@@ -64,6 +66,7 @@ def plan(
       rules: ordered (pattern, fields) pairs.
       defaults: the fields a rule leaves out.
       net: whose published ranks a 0 stands for, such as gpt2s.
+      names: {path: what the layer is called there}; a path that is not named goes by its last part.
 
     Raises:
       InputError: a pattern decides no layer, a field is unknown, or a layer cannot have what is asked; the
@@ -79,7 +82,11 @@ def plan(
         if not fresh:
             raise InputError(f'the rule "{pattern}" decides nothing: earlier rules match all of its layers.')
         chosen |= dict.fromkeys(fresh, choice)
-    return {path: resolve(path, *size, chosen[path], net) for path, size in layers.items() if path in chosen}
+    return {
+        path: resolve(path, *size, chosen[path], net, (names or {}).get(path))
+        for path, size in layers.items()
+        if path in chosen
+    }
 
 
 def _read(rule: Any, defaults: Mapping[str, Any]) -> tuple[str, Choice]:
@@ -112,14 +119,16 @@ def _read(rule: Any, defaults: Mapping[str, Any]) -> tuple[str, Choice]:
     return pattern, Choice(**merged)
 
 
-def resolve(path: str, in_features: int, out_features: int, choice: Choice, net: str) -> Spec:
-    """Turn a choice into the spec of one layer.
+def resolve(
+    path: str, in_features: int, out_features: int, choice: Choice, net: str, name: str | None = None
+) -> Spec:
+    """Turn a choice into the spec of one layer; `name` is what its net calls it, if not the last part of its path.
 
     Raises:
       InputError: naming the layer and the allowed values.
     """
     try:
-        return _resolve(path.rsplit("/", 1)[-1], in_features, out_features, choice, net)
+        return _resolve(name or path.rsplit("/", 1)[-1], in_features, out_features, choice, net)
     except InputError as error:
         raise InputError(f"{path} ({in_features} x {out_features}): {error}") from None
 

@@ -169,7 +169,7 @@ def _right_normal(S: Array, left: Array, other: Array) -> Array:
 
 
 def _summed(one: Array, grams: Array, other: Array) -> Array:
-    """Return the sum over n of diag(one[n, m]) grams[n] diag(other[n, m]), [m, r, r], with one product stored at once."""
+    """Return the sum over n of diag(one[n, m]) grams[n] diag(other[n, m]), [m, r, r], no term of it kept."""
 
     def add(total: Array, given: tuple[Array, Array, Array]) -> tuple[Array, None]:
         one, gram, other = given

@@ -166,8 +166,8 @@ def _advance(problem: Problem, product: Callable[[Parts], Array], sweep: Sweep, 
 def _best_step(problem: Problem, left: Left, changes: list[Array], at: np.ndarray) -> Array:
     """Return the step of the least error, from the changes of the residual at all steps of `at` but the first.
 
-    They are as many as a polynomial has coefficients, and the first is 0. What the error changes by is summed, not what it is: near the end the two differ by more digits
-    than float32 has.
+    They are as many as a polynomial has coefficients, and the first is 0. What the error changes by is summed, not what
+    it is: near the end the two differ by more digits than float32 has.
     """
     pulled = [problem.pull(each) for each in changes]
     inner = jnp.array([[jnp.vdot(one, other) for other in pulled] for one in changes])
