@@ -7,13 +7,12 @@ from typing import Any, TypeVar
 
 import jax
 
+Device = Any  # a jax.Device, which type checkers take for a variable
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def deal(
-    jobs: Sequence[Job], work: Callable[[Job, jax.Device], Result], devices: Sequence[jax.Device]
-) -> Iterator[Result]:
+def deal(jobs: Sequence[Job], work: Callable[[Job, Device], Result], devices: Sequence[Device]) -> Iterator[Result]:
     """Yield the result of every job.
 
     The caller takes results in its own thread, which an interrupt reaches at once; a device then finishes what it is
@@ -40,7 +39,7 @@ def deal(
             except queue.Full:
                 continue
 
-    def run(device: jax.Device) -> None:
+    def run(device: Device) -> None:
         while not stop.is_set():
             try:
                 job = todo.get_nowait()

@@ -119,9 +119,7 @@ def _read(rule: Any, defaults: Mapping[str, Any]) -> tuple[str, Choice]:
     return pattern, Choice(**merged)
 
 
-def resolve(
-    path: str, in_features: int, out_features: int, choice: Choice, net: str, name: str | None = None
-) -> Spec:
+def resolve(path: str, in_features: int, out_features: int, choice: Choice, net: str, name: str | None = None) -> Spec:
     """Turn a choice into the spec of one layer; `name` is what its net calls it, if not the last part of its path.
 
     Raises:

@@ -5,8 +5,8 @@ Calibration inputs couple the rows of blocks through G = X^T X: V[l] (and S[l]) 
 and U[k] jointly over all l.
 
 BLAST's published PrecGD (see `precgd`) takes damped gradient steps from near zero. Here BLAST starts from the truncated
-SVD (of a large weight, a sketch of it), with noise on S that lets the blocks part. Monarch has a closed form without inputs (see `monarch`); with them it
-starts from the whitened SVD of every block, which knows of its own inputs only.
+SVD, sketched for a large weight, with noise on S that lets the blocks part. Monarch has a closed form without inputs
+(see `monarch`); with them it starts from the whitened SVD of every block, which knows of its own inputs only.
 
 Shapes: W [i, o] in blocks [b1, b2, p, q], G in blocks [b1, b1, p, p]; factors as in `blast` and `monarch`.
 """
@@ -214,6 +214,7 @@ def _of_middle(descents: Array, left: Array, right: Array) -> Array:
     Every block's system is their elementwise product, r x r. A few steps of conjugate gradients do for a direction,
     where b1 b2 factorisations would take most of the time and memory of a sweep.
     """
+
     def of_block(left: Array, right: Array, descent: Array) -> Array:
         diagonal = jnp.diagonal(left) * jnp.diagonal(right)
         ridge = RIDGE * diagonal.mean() + jnp.finfo(left.dtype).tiny
