@@ -127,10 +127,10 @@ def _check_gain(path: str, spec: Spec, tensors: Mapping[str, Stored]) -> None:
     """Refuse factors of more numbers than the weight, and ones whose names are taken."""
     before, after = spec.in_features * spec.out_features, factors.parameter_count(spec)
     if after > before:
-        most = before // (after // spec.rank)
+        most, rank = before // (after // spec.rank), "block rank" if spec.format == "monarch" else "rank"
         raise InputError(
-            f"{path} ({spec.in_features} x {spec.out_features}): {spec.format} of rank {spec.rank} has {after:,} "
-            f"numbers, more than the weight's {before:,}; a rank of {most} has not."
+            f"{path} ({spec.in_features} x {spec.out_features}): {spec.format} of {rank} {spec.rank} has {after:,} "
+            f"numbers, more than the weight's {before:,}; a {rank} of {most} has not."
         )
     for name in (f"{path}.{part}" for part in factors.shapes(spec)):
         if name in tensors:
