@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -12,7 +12,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def deal(jobs: Sequence[Job], work: Callable[[Job, Device], Result], devices: Sequence[Device]) -> Iterator[Result]:
+def deal(
+    jobs: Sequence[Job], work: Callable[[Job, Device], Result], devices: Sequence[Device]
+) -> Generator[Result, None, None]:
     """Yield the result of every job.
 
     The caller takes results in its own thread, which an interrupt reaches at once; a device then finishes what it is

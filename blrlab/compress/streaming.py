@@ -4,6 +4,7 @@ Nothing is held but the matrices that are under way: on the host each weight and
 device what a fit needs.
 """
 
+import contextlib
 import functools
 import resource
 import statistics
@@ -70,9 +71,10 @@ def compress(
         loss, kernel = _fitted(path, weight, request.specs[path], key, request.algorithms, dtype, device)
         return row(loss), {name: np.asarray(factor) for name, factor in kernel.items()}
 
-    for found, kernel in deal(target.todo, work, devices):
-        target.add(found, kernel)
-        done(found)
+    with contextlib.closing(deal(target.todo, work, devices)) as results:
+        for found, kernel in results:
+            target.add(found, kernel)
+            done(found)
     whole = summary(request, target.rows, time.perf_counter() - began, devices)
     target.finish(whole)
     return whole
@@ -167,9 +169,10 @@ def time_random(
         return row(loss) | {"net": net, "layer": layer, "weights": "random"}
 
     # All weights of a run go to one device, so that its first of a shape alone is compiled for.
-    for found in deal(jobs, work, devices[:1]):
-        rows.append(found)
-        done(found)
+    with contextlib.closing(deal(jobs, work, devices[:1])) as results:
+        for found in results:
+            rows.append(found)
+            done(found)
     return extrapolated(net, rows, devices)
 
 

@@ -1,5 +1,6 @@
 """A checkpoint in, a checkpoint of factors out: the numbers are those of `fit`, and a kill costs one matrix."""
 
+import contextlib
 import json
 import shutil
 
@@ -105,19 +106,15 @@ def test_the_factors_are_those_of_a_fit(checkpoints, tmp_path, name, pattern, dt
     assert set(after) == set(before)
     for tensor, numbers in before.items():
         assert after[tensor].dtype == numbers.dtype
-        assert (
-            after[tensor].numpy(force=True).tobytes() == numbers.numpy().tobytes()
-            if numbers.dtype.itemsize > 2
-            else (after[tensor].view(dtype=_int16()).equal(numbers.view(dtype=_int16())))
-        )
+        assert _bits(after[tensor]) == _bits(numbers)
     assert (out / "config.json").read_bytes() == (checkpoints / name / "config.json").read_bytes()
     assert not (out / "parts").exists()
 
 
-def _int16():
+def _bits(tensor):
     import torch
 
-    return torch.int16
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def test_rules_give_layers_their_own_formats(checkpoints, tmp_path):
@@ -189,10 +186,8 @@ def test_a_kill_at_any_write_costs_one_matrix(checkpoints, tmp_path, monkeypatch
         fits.clear()
         with monkeypatch.context() as patch:
             count = _killed_at(patch, number, late)
-            try:
+            with contextlib.suppress(Killed):
                 _run(checkpoints / "llama", out, *flags)
-            except Killed:
-                pass
             if count[0] < number:
                 break
         kept = {
@@ -293,7 +288,7 @@ def test_files_are_read_by_parts_and_written_with_wide_tensors_first(tmp_path, m
     assert [tensors[name].offset % 8 for name in ("b", "a", "odd")] == [0, 0, 4]
     with (tmp_path / "two.safetensors").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(InputError, match="two.safetensors is damaged"):
+    with pytest.raises(InputError, match="is damaged or cannot be read"):
         stored.look(tmp_path / "two.safetensors")
 
 
