@@ -79,6 +79,7 @@ def test_a_sweep_by_gram_matrices_solves_what_one_by_residuals_does():
     random, weight = np.random.default_rng(4), jnp.asarray(_gaussian()[0, :60, :48])
     parts = tuple(jnp.asarray(random.normal(size=size), jnp.float32) for size in ((3, 20, 8), (3, 2, 8), (2, 8, 24)))
 
+    @jax.jit
     def swept(gram):
         problem = descent.in_blocks(weight, (3, 2), gram)
         return alternating._blast_sweep(problem, parts, problem.left(alternating._blast_product(parts)).pull)
