@@ -62,7 +62,8 @@ class Target:
     @property
     def whole(self) -> Row | None:
         """The record of the whole, if all is written."""
-        if not (self.root / hf.INDEX).exists():
+        files = (hf.INDEX, RECORDS, *(shard.file for shard in self.shards))
+        if not all((self.root / file).exists() for file in files):
             return None
         return next((row for row in records.read(self.root / RECORDS) if row.get("path") == WHOLE), None)
 
@@ -91,20 +92,20 @@ class Target:
                 raise InputError(f"another process works in {self.root}: wait for it, or take another.") from None
             if fresh:
                 self._clear()
-            self._agree()
+            self._agree(fresh)
             self._find()
             yield
 
     def _clear(self) -> None:
-        for pattern in (hf.INDEX, "model-*-of-*.safetensors", "*.tmp", RECORDS, REQUEST):
+        for pattern in (hf.INDEX, "model-*-of-*.safetensors", "*.tmp", RECORDS):
             for path in self.root.glob(pattern):
                 path.unlink()
         shutil.rmtree(self.root / PARTS, ignore_errors=True)
 
-    def _agree(self) -> None:
+    def _agree(self, fresh: bool) -> None:
         """Keep the request, or compare it with the one that is kept."""
         wanted, path = self.request.described(), self.root / REQUEST
-        if not path.exists():
+        if fresh or not path.exists():
             return records.write_text(path, json.dumps(wanted, indent=1) + "\n")
         try:
             kept = json.loads(path.read_text(encoding="utf-8"))

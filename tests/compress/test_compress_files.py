@@ -270,6 +270,31 @@ def test_another_request_is_refused_until_fresh(checkpoints, tmp_path, fits, cap
     assert _tensors(out)[name].equal(tensors[name])
 
 
+def test_a_folder_survives_what_is_lost_of_it(checkpoints, tmp_path, monkeypatch, fits):
+    """A shard that was removed is made again, alone; a kill in the midst of --fresh leaves a folder to go on with."""
+    out, flags = tmp_path / "out", [*SMALL, "--shard-gib=0.000015"]
+    assert _run(checkpoints / "llama", out, *flags) == 0
+    wanted = _tensors(out)
+    lost = next(shard for shard in sorted(out.glob("model-*.safetensors")) if "mlp" in str(stored.look(shard)[0]))
+    layers = {name.rpartition(".")[0] for name in stored.look(lost)[0] if "mlp" in name}
+    lost.unlink()
+    fits.clear()
+    assert _run(checkpoints / "llama", out, *flags) == 0
+    assert set(fits) == layers
+    assert len(layers) < len(MLP_PATHS)
+    assert all(_tensors(out)[name].equal(tensor) for name, tensor in wanted.items())
+
+    def killed(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "write_text", killed)
+        with pytest.raises(Killed):
+            _run(checkpoints / "llama", out, *SMALL, "--rank=5", "--fresh")
+    assert _run(checkpoints / "llama", out, *SMALL, "--rank=5", "--fresh") == 0
+    assert {row["rank"] for path, row in _rows(out).items() if path != "*"} == {5}
+
+
 def test_files_are_read_by_parts_and_written_with_wide_tensors_first(tmp_path, monkeypatch):
     from safetensors.numpy import load_file, save_file
 
