@@ -1,8 +1,8 @@
 """Records: the one form in which a number leaves a stage. JSON lines, one object each, with a `kind`.
 
-Kinds are `env`, `train`, `allocate`, `compress`, `eval`, `bench`, `counters`, `bound` and `advice`; CONTRIBUTING.md
-lists the fields of each. Files are only ever appended to, or rewritten whole through a temporary file, so a kill leaves
-at most one torn last line, which the next writer drops.
+Kinds are `env`, `train`, `allocate`, `compress`, `eval`, `bench`, `counters`, `bound`, `advice` and `extrapolation`;
+CONTRIBUTING.md lists the fields of each. Files are only ever appended to, or rewritten whole through a temporary file,
+so a kill leaves at most one torn last line, which the next writer drops.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from blrlab.errors import InputError
 
 Record = dict[str, Any]
-KINDS = ("env", "train", "allocate", "compress", "eval", "bench", "counters", "bound", "advice")
+KINDS = ("env", "train", "allocate", "compress", "eval", "bench", "counters", "bound", "advice", "extrapolation")
 
 
 def write_text(path: Path, text: str) -> None:

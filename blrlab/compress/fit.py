@@ -101,7 +101,7 @@ def algorithm_of(format: str, name: str = "") -> str:
     return one_of(name, tuple(known), f"algorithm of {format}") if name else next(iter(known))
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "algorithm", "has_bias"))
+@functools.partial(jax.jit, static_argnames=("spec", "algorithm", "has_bias", "dtype"))
 @jax.default_matmul_precision("highest")  # a GPU would fit the factors in tf32
 def fit(
     weight: Float[Array, "i o"],
@@ -111,6 +111,7 @@ def fit(
     *,
     algorithm: str = "",
     has_bias: bool = False,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> Fit:
     """Find factors near a weight; pure, and batched over equal shapes by `jax.vmap`.
 
@@ -121,6 +122,7 @@ def fit(
       statistics: of the layer's inputs, whose output's error is then made small; None: the weight's own error.
       algorithm: a name from `ALGORITHMS`; empty: the format's default.
       has_bias: the layer has a bias that takes up the mean of what is lost.
+      dtype: of the factors; None: the weight's.
 
     Raises:
       InputError: the weight's shape is not the spec's, or the algorithm is unknown or takes no statistics.
@@ -138,7 +140,7 @@ def fit(
         moments = statistics.moments(centred=has_bias).astype(wide)
         gram = sums.damped(statistics, centred=has_bias).astype(wide)
     kernel, progress = run(exact, spec, key, gram)
-    stored = _stored(exact, spec, kernel, weight.dtype, gram)
+    stored = _stored(exact, spec, kernel, jnp.dtype(dtype or weight.dtype), gram)
     lost = exact - factors.to_dense(jax.tree.map(lambda leaf: leaf.astype(wide), stored))
     output_error = shift = None
     if statistics is not None and moments is not None:

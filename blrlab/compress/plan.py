@@ -46,10 +46,11 @@ def linears(params: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         for path, leaf in leaves
         if path.endswith("/kernel") and leaf.ndim == 2
     }
-    return dict(sorted(found.items(), key=lambda item: _natural(item[0])))
+    return dict(sorted(found.items(), key=lambda item: natural(item[0])))
 
 
-def _natural(path: str) -> list[tuple[str, int]]:
+def natural(path: str) -> list[tuple[str, int]]:
+    """Return what sorts paths as a reader counts."""
     return [(word, int(part or 0)) for word, part in re.findall(r"(\D*)(\d*)", path)]
 
 
@@ -58,6 +59,7 @@ def plan(
     rules: Sequence[Rule],
     defaults: Mapping[str, Any],
     net: str = "",
+    names: Mapping[str, str] | None = None,
 ) -> dict[str, Spec]:
     """Resolve rules into {path: spec} for every layer that one of them matches, in the model's order.
 
@@ -66,6 +68,7 @@ def plan(
       rules: ordered (pattern, fields) pairs.
       defaults: the fields a rule leaves out.
       net: whose published ranks a 0 stands for, such as gpt2s.
+      names: {path: what the layer is called there}; a path that is not named goes by its last part.
 
     Raises:
       InputError: a pattern decides no layer, a field is unknown, or a layer cannot have what is asked; the
@@ -81,7 +84,11 @@ def plan(
         if not fresh:
             raise InputError(f'the rule "{pattern}" decides nothing: earlier rules match all of its layers.')
         chosen |= dict.fromkeys(fresh, choice)
-    return {path: resolve(path, *size, chosen[path], net) for path, size in layers.items() if path in chosen}
+    return {
+        path: resolve(path, *size, chosen[path], net, (names or {}).get(path))
+        for path, size in layers.items()
+        if path in chosen
+    }
 
 
 def _read(rule: Any, defaults: Mapping[str, Any]) -> tuple[str, Choice]:
@@ -114,14 +121,14 @@ def _read(rule: Any, defaults: Mapping[str, Any]) -> tuple[str, Choice]:
     return pattern, Choice(**merged)
 
 
-def resolve(path: str, in_features: int, out_features: int, choice: Choice, net: str) -> Spec:
-    """Turn a choice into the spec of one layer.
+def resolve(path: str, in_features: int, out_features: int, choice: Choice, net: str, name: str | None = None) -> Spec:
+    """Turn a choice into the spec of one layer; `name` is what its net calls it, if not the last part of its path.
 
     Raises:
       InputError: naming the layer and the allowed values.
     """
     try:
-        return _resolve(path.rsplit("/", 1)[-1], in_features, out_features, choice, net)
+        return _resolve(name or path.rsplit("/", 1)[-1], in_features, out_features, choice, net)
     except InputError as error:
         raise InputError(f"{path} ({in_features} x {out_features}): {error}") from None
 
@@ -199,10 +206,12 @@ def load(file: Path) -> list[tuple[str, dict[str, Any]]]:
     Raises:
       InputError: there is no such file, or it is no JSON list of [path, fields].
     """
+    if not file.is_file():
+        raise InputError(f"no rules at {file}: it is not a file.")
     try:
-        rules = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{file} cannot be read as rules: {error}.") from None
+        rules = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}.") from None
     pairs = isinstance(rules, list) and all(isinstance(rule, list) and len(rule) == 2 for rule in rules)
     if not pairs or not rules:
         raise InputError(f'{file} is no list of rules such as ["h_0/mlp/c_fc", {{"format": "low_rank", "rank": 64}}].')

@@ -55,8 +55,9 @@ def compress_layer(
     key: Array,
     inputs: Statistics | None = None,
     algorithms: Mapping[str, str] | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> Loss:
-    """Replace one dense kernel of a tree, in place; arguments and errors as of `model.compress`."""
+    """Replace one dense kernel of a tree, in place; arguments and errors as of `model.compress`, dtype as of `fit`."""
     layer = layer_of(tree, path)
     weight = finite(path, layer["kernel"])
     started = time.perf_counter()
@@ -64,7 +65,7 @@ def compress_layer(
         _check(inputs, spec)
         name = algorithm_of(spec.format, (algorithms or {}).get(spec.format, ""))
         has_bias = inputs is not None and "bias" in layer
-        found = fit(weight, spec, key, inputs, algorithm=name, has_bias=has_bias)
+        found = fit(weight, spec, key, inputs, algorithm=name, has_bias=has_bias, dtype=dtype)
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from None
     relative_error = float(found.relative_error)

@@ -6,6 +6,7 @@ from typing import Any
 
 from blrlab import compress, data, records, train
 from blrlab.compress import Allocation, Allowed, Target
+from blrlab.compress.rows import spec_fields
 from blrlab.errors import InputError
 from blrlab.experiments import build, model_stages
 from blrlab.experiments.model_stages import Run
@@ -71,7 +72,7 @@ def _record(path: str, spec: Spec, found: Allocation, weights: Mapping[str, floa
     return {
         "kind": "allocate",
         "path": path,
-        **model_stages.spec_fields(spec),
+        **spec_fields(spec),
         "lost": found.lost[path],
         "weight": weights[path] if weights else 1.0,
     }

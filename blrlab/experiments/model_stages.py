@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from blrlab import compress, data, factors, records, train
+from blrlab import compress, data, records, train
+from blrlab.compress.rows import row
 from blrlab.data import Dataset
 from blrlab.errors import InputError
 from blrlab.experiments import build
@@ -122,7 +123,8 @@ def compress_dense(run: Run, folder: Path) -> None:
 
     small, losses = _compressed(run, params, line)
     layer_factor, model_factor = compress.compression_factors(made.dense_shapes, made.specs)
-    rows = [_compress_record(loss, made.config.compress.mode) for loss in losses]
+    mode = made.config.compress.mode
+    rows = [{**row(loss), "algorithm": _algorithm(loss.algorithm, mode)} for loss in losses]
     rows.append(
         {
             "kind": "compress",
@@ -171,34 +173,6 @@ def _format(made: Experiment) -> str:
     """Return the one format of the factored layers; mixed where they differ, dense where there are none."""
     found = build.formats(made)
     return found[0] if len(found) == 1 else "mixed" if found else "dense"
-
-
-def _compress_record(loss: compress.Loss, mode: str) -> records.Record:
-    return {
-        "kind": "compress",
-        "path": loss.path,
-        "layer": loss.path.rsplit("/", 1)[-1],
-        **spec_fields(loss.spec),
-        "algorithm": _algorithm(loss.algorithm, mode),
-        "relative_error": loss.relative_error,
-        "output_error": loss.output_error,
-        "sweeps": loss.sweeps,
-        "params_before": loss.params_before,
-        "params_after": loss.params_after,
-        "seconds": loss.seconds,
-    }
-
-
-def spec_fields(spec: factors.Spec) -> records.Record:
-    """Return a spec as the fields of a record; `rank` is the papers' r, null where b1 and b2 differ."""
-    return {
-        "format": spec.format,
-        "in_features": spec.in_features,
-        "out_features": spec.out_features,
-        "blocks": list(spec.blocks),
-        "rank": spec.total_rank,
-        "block_rank": spec.rank if spec.format == "monarch" else None,
-    }
 
 
 def heal(run: Run, folder: Path) -> None:

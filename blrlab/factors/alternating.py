@@ -5,8 +5,8 @@ Calibration inputs couple the rows of blocks through G = X^T X: V[l] (and S[l]) 
 and U[k] jointly over all l.
 
 BLAST's published PrecGD (see `precgd`) takes damped gradient steps from near zero. Here BLAST starts from the truncated
-SVD, with noise on S that lets the blocks part. Monarch has a closed form without inputs (see `monarch`); with them it
-starts from the whitened SVD of every block, which knows of its own inputs only.
+SVD, sketched for a large weight, with noise on S that lets the blocks part. Monarch has a closed form without inputs
+(see `monarch`); with them it starts from the whitened SVD of every block, which knows of its own inputs only.
 
 Shapes: W [i, o] in blocks [b1, b2, p, q], G in blocks [b1, b1, p, p]; factors as in `blast` and `monarch`.
 """
@@ -18,9 +18,10 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float
 
 from blrlab.factors import descent, low_rank
-from blrlab.factors.descent import RIDGE, Parts, Problem, Progress, solve
+from blrlab.factors.descent import RIDGE, Parts, Problem, Progress, downhill, solve
 
 NOISE = 0.1
+SKETCHED_FROM = 1024  # the smaller side of weights whose start is sketched
 MIDDLE_STEPS = 8  # of conjugate gradients, for S
 
 Weight = Float[Array, "i o"]
@@ -36,6 +37,7 @@ def blast(
     gram: Gram | None = None,
     sweeps: int = descent.SWEEPS,
     gain: float = descent.GAIN,
+    sketched: bool | None = None,
 ) -> tuple[Factors, Progress]:
     """Factor a weight [i, o] into BLAST factors.
 
@@ -47,17 +49,23 @@ def blast(
       gram: X^T X of calibration inputs, positive definite, or None for the weight's own error.
       sweeps: the most that are made.
       gain: it stops where ten sweeps lower the error by less than this part of it.
+      sketched: start from a sketch of the truncated SVD instead of itself; None: where the smaller side is 1,024 or
+        more and the rank less than half of it.
 
     Returns:
       {"V": [b1, p, r], "S": [b1, b2, r], "U": [b2, r, q]} and how it went.
     """
     unit, scale = descent.normalised(weight)
     problem = descent.in_blocks(unit, blocks, gram)
-    V, U = low_rank.truncate(unit, rank, gram)
+    small = min(weight.shape)
+    if sketched if sketched is not None else small >= SKETCHED_FROM and 2 * rank < small:
+        V, U = low_rank.sketch(unit, rank, jax.random.fold_in(key, 1), gram, coarse=True)
+    else:
+        V, U = low_rank.truncate(unit, rank, gram)
     S = 1 + NOISE * jax.random.normal(key, (*blocks, rank), weight.dtype)
     start = rearrange(V, "(l p) r -> l p r", l=blocks[0]), S, rearrange(U, "r (k q) -> k r q", k=blocks[1])
     (V, S, U), progress = descent.minimise(
-        problem, start, _blast_product, lambda parts: _blast_sweep(problem, *parts), sweeps, gain
+        problem, start, _blast_product, lambda *given: _blast_sweep(problem, *given), sweeps, gain
     )
     return {"V": V, "S": S * scale, "U": U}, progress
 
@@ -90,7 +98,7 @@ def monarch(
     of_block = jax.vmap(low_rank.truncate, in_axes=(0, None, None))  # over output blocks
     start = jax.vmap(lambda row, gram: of_block(row, rank, gram))(problem.target, own)
     (V, U), progress = descent.minimise(
-        problem, start, _monarch_product, lambda parts: _monarch_sweep(problem, *parts), sweeps, gain
+        problem, start, _monarch_product, lambda *given: _monarch_sweep(problem, *given), sweeps, gain
     )
     return {"V": V, "U": U * scale}, progress
 
@@ -119,24 +127,61 @@ def _blast_product(parts: Parts) -> Array:
     return jnp.einsum("lpr,lkr,krq->lkpq", *parts)
 
 
-def _blast_sweep(problem: Problem, V: Array, S: Array, U: Array) -> Parts:
-    """Solve for V and S, then for U, with what the ones before became."""
+def _blast_sweep(problem: Problem, parts: Parts, pull: Array) -> tuple[Parts, Parts]:
+    """Solve for V and S, then for U, with what the ones before became; return them, and the descent before."""
+    V, S, U = parts
     right = jnp.einsum("krq,ksq->krs", U, U)
-    pull = problem.pull(problem.target - _blast_product((V, S, U)))
     if problem.gram is None:
-        V = V + _of_left(pull, S, U, right)
-        left = jnp.einsum("lpr,lps->lrs", V, V)
-        S = S + _of_middle(problem.target - _blast_product((V, S, U)), V, left, U, right)
-        pull = problem.target - _blast_product((V, S, U))
-    else:
-        V, S, pull = _row_by_row(problem.gram, V, S, U, right, pull)
-    return V, S, U + solve(_blast_normal(problem, V, S), jnp.einsum("lkr,lpr,lkpq->krq", S, V, pull))
+        return _plain_sweep(V, S, U, right, pull)
+    descent = downhill(_blast_product, parts, pull)
+    V, S, pull = _row_by_row(problem.gram, V, S, U, right, pull)
+    U = U + solve(_blast_normal(problem, V, S), jnp.einsum("lkr,lpr,lkpq->krq", S, V, pull))
+    return (V, S, U), descent
+
+
+def _plain_sweep(V: Array, S: Array, U: Array, right: Array, residual: Array) -> tuple[Parts, Parts]:
+    """Make a sweep without inputs.
+
+    The residual is multiplied by U, and by V S before and after. What new V and S take from these products follows
+    from Gram matrices of the factors, so that the factors need not be multiplied out again.
+    """
+    seen = jnp.einsum("lkpq,krq->lkpr", residual, U)
+    of_left, of_right = jnp.einsum("lkpr,lkr->lpr", seen, S), "lkr,lpr,lkpq->krq"
+    descent = of_left, jnp.einsum("lkpr,lpr->lkr", seen, V), jnp.einsum(of_right, S, V, residual)
+    change = solve(_left_normal(S, right), of_left.mT).mT
+    V = V + change
+    left, moved = jnp.einsum("lpr,lps->lrs", V, V), jnp.einsum("lpr,lps->lrs", V, change)
+    taken = jax.vmap(jax.vmap(_masked, (None, 0, 0)), (0, None, 0))
+    new = S + _of_middle(jnp.einsum("lkpr,lpr->lkr", seen, V) - taken(moved, right, S), left, right)
+    grown = _right_normal(new, moved, S) + _right_normal(new, left, new - S)  # (V S)^T by what V S gained
+    pull = jnp.einsum(of_right, new, V, residual) - grown @ U
+    return (V, new, U + solve(_right_normal(new, left, new), pull)), descent
+
+
+def _left_normal(S: Array, right: Array) -> Array:
+    """Return what V [l, p, r] is solved against, [l, r, r]; right [k, r, r] is the Gram matrix of U."""
+    return _summed(S.swapaxes(0, 1), right, S.swapaxes(0, 1))
+
+
+def _right_normal(S: Array, left: Array, other: Array) -> Array:
+    """Return (V S)^T (V' S') [k, r, r] of S, other [l, k, r] and left = V^T V' [l, r, r]."""
+    return _summed(S, left, other)
+
+
+def _summed(one: Array, grams: Array, other: Array) -> Array:
+    """Return the sum over n of diag(one[n, m]) grams[n] diag(other[n, m]), [m, r, r], no term of it kept."""
+
+    def add(total: Array, given: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        one, gram, other = given
+        return total + one[:, :, None] * gram[None] * other[:, None, :], None
+
+    return jax.lax.scan(add, jnp.zeros((one.shape[1], *grams.shape[1:]), grams.dtype), (one, grams, other))[0]
 
 
 def _blast_normal(problem: Problem, V: Array, S: Array) -> Array:
     """Return what U [k, r, q] is solved against, [k, r, r]."""
     if problem.gram is None:
-        return jnp.einsum("lkr,lrs,lks->krs", S, jnp.einsum("lpr,lps->lrs", V, V), S)
+        return _right_normal(S, jnp.einsum("lpr,lps->lrs", V, V), S)
     inner = jnp.einsum("lpr,lmpu,mus->lmrs", V, problem.gram, V)
     return jnp.einsum("lkr,lmrs,mks->krs", S, inner, S)
 
@@ -151,7 +196,7 @@ def _row_by_row(gram: Array, V: Array, S: Array, U: Array, right: Array, pull: A
         pull = pull - jnp.einsum("mpu,ukq->mkpq", column, jnp.einsum("ur,kr,krq->ukq", change, S[row], U))
         V = V.at[row].add(change)
         left = V[row].T @ own @ V[row]
-        change = _of_middle(pull[row][None], V[row][None], left[None], U, right)[0]
+        change = _of_middle(jnp.einsum("pr,kpq,krq->kr", V[row], pull[row], U)[None], left[None], right)[0]
         pull = pull - jnp.einsum("mpu,ukq->mkpq", column, jnp.einsum("ur,kr,krq->ukq", V[row], change, U))
         return V, S.at[row].add(change), pull
 
@@ -160,37 +205,40 @@ def _row_by_row(gram: Array, V: Array, S: Array, U: Array, right: Array, pull: A
 
 def _of_left(pull: Array, S: Array, U: Array, right: Array) -> Array:
     """Return the change of V [l, p, r] that its solve makes; a block of G is still to be divided out."""
-    normal = jnp.einsum("lkr,krs,lks->lrs", S, right, S)
-    return solve(normal, jnp.einsum("lkpq,krq,lkr->lrp", pull, U, S)).mT
+    return solve(_left_normal(S, right), jnp.einsum("lkpq,krq,lkr->lrp", pull, U, S)).mT
 
 
-def _of_middle(pull: Array, V: Array, left: Array, U: Array, right: Array) -> Array:
-    """Return the change of S [l, k, r] that its solve makes; left and right are the Gram matrices of V and U.
+def _of_middle(descents: Array, left: Array, right: Array) -> Array:
+    """Return the change of S that its solve against descents [l, k, r] makes; left, right: Gram matrices of V and U.
 
     Every block's system is their elementwise product, r x r. A few steps of conjugate gradients do for a direction,
     where b1 b2 factorisations would take most of the time and memory of a sweep.
     """
-    descents = jnp.einsum("lpr,lkpq,krq->lkr", V, pull, U)
 
     def of_block(left: Array, right: Array, descent: Array) -> Array:
         diagonal = jnp.diagonal(left) * jnp.diagonal(right)
         ridge = RIDGE * diagonal.mean() + jnp.finfo(left.dtype).tiny
 
         def product(s: Array) -> Array:
-            return jnp.sum(left * right * s[None], axis=1) + ridge * s  # summed as it is multiplied, not stored
+            return _masked(left, right, s) + ridge * s
 
         return cg(product, descent, tol=1e-6, maxiter=MIDDLE_STEPS, M=lambda s: s / (diagonal + ridge))[0]
 
     return jax.vmap(jax.vmap(of_block, (None, 0, 0)), (0, None, 0))(left, right, descents)
 
 
+def _masked(left: Array, right: Array, s: Array) -> Array:
+    """Return (left * right) s, elementwise between the matrices: summed as it is multiplied, not stored."""
+    return jnp.sum(left * right * s[None], axis=1)
+
+
 def _monarch_product(parts: Parts) -> Array:
     return parts[0] @ parts[1]
 
 
-def _monarch_sweep(problem: Problem, V: Array, U: Array) -> Parts:
-    """Solve for V[l], one l after another, then for U[:, k] jointly."""
-    gram = problem.gram
+def _monarch_sweep(problem: Problem, parts: Parts, pull: Array) -> tuple[Parts, Parts]:
+    """Solve for V[l], one l after another, then for U[:, k] jointly; return them, and the descent before."""
+    (V, U), gram = parts, problem.gram
     assert gram is not None
     right = U @ U.mT  # [l, k, r, r]
 
@@ -202,8 +250,9 @@ def _monarch_sweep(problem: Problem, V: Array, U: Array) -> Parts:
         pull = pull - jnp.einsum("mpu,kuq->mkpq", gram[:, row], change @ U[row])
         return V.at[row].add(change), pull
 
-    V, pull = jax.lax.fori_loop(0, V.shape[0], one, (V, problem.pull(problem.target - _monarch_product((V, U)))))
-    return V, U + _monarch_last(problem, V, pull)
+    descent = downhill(_monarch_product, parts, pull)
+    V, pull = jax.lax.fori_loop(0, V.shape[0], one, (V, pull))
+    return (V, U + _monarch_last(problem, V, pull)), descent
 
 
 def _monarch_last(problem: Problem, V: Array, pull: Array) -> Array:

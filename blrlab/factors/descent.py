@@ -5,7 +5,8 @@ Minimises ||X (W - W')||^2 = tr (W - W')^T G (W - W') over factors of W', G = X^
 valleys; so the change that a sweep makes is taken for a preconditioned direction of descent, and nonlinear conjugate
 gradients (Polak and Ribiere, 1969) join the directions. W' is a polynomial in the step along one, of a degree d that is
 the number of factors, so the error is one of degree 2 d, which d products give exactly: the step is the best of a
-fine grid. No step is taken that raises the error or is not a number.
+fine grid. No step is taken that raises the error or is not a number. Multiplying the factors out is most of the work;
+what is left of W is therefore kept from one sweep to the next, and handed to it.
 
 Shapes: W [i, o] in blocks [b1, b2, p, q], G in blocks [b1, b1, p, p].
 """
@@ -20,6 +21,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 Parts = tuple[Array, ...]
+Sweep = Callable[[Parts, Array], tuple[Parts, Parts]]
 SWEEPS = 300
 PATIENCE, GAIN = 10, 3e-4  # so many sweeps must together lower the error by so large a part of it
 RIDGE = 1e-6
@@ -45,17 +47,32 @@ class Problem(NamedTuple):
     gram: Array | None = None
 
     def pull(self, residual: Array) -> Array:
-        """Return G residual, of which gradients are made."""
+        """Return G residual."""
         return residual if self.gram is None else jnp.einsum("lmpu,mkuq->lkpq", self.gram, residual)
 
-    def loss(self, residual: Array) -> Array:
-        """Return tr residual^T G residual."""
-        return jnp.vdot(residual, self.pull(residual))
+    def left(self, product: Array) -> "Left":
+        """Return what a product of factors leaves."""
+        residual = self.target - product
+        pulled = None if self.gram is None else self.pull(residual)
+        return Left(residual, pulled, jnp.vdot(residual, residual if pulled is None else pulled))
+
+
+class Left(NamedTuple):
+    """What factors leave of the weight: W - W' [b1, b2, p, q], G times it (None without G), and its error."""
+
+    residual: Array
+    pulled: Array | None
+    loss: Array
+
+    @property
+    def pull(self) -> Array:
+        """G (W - W'), of which gradients are made."""
+        return self.residual if self.pulled is None else self.pulled
 
 
 class _State(NamedTuple):
     parts: Parts
-    loss: Array
+    left: Left
     gradient: Parts
     change: Parts
     direction: Parts
@@ -82,7 +99,7 @@ def minimise(
     problem: Problem,
     start: Parts,
     product: Callable[[Parts], Array],
-    sweep: Callable[[Parts], Parts],
+    sweep: Sweep,
     sweeps: int = SWEEPS,
     gain: float = GAIN,
 ) -> tuple[Parts, Progress]:
@@ -92,69 +109,69 @@ def minimise(
       problem: the weight and the Gram matrix.
       start: the factors to begin with.
       product: (factors) -> the blocks of W' [b1, b2, p, q], linear in every factor.
-      sweep: (factors) -> factors, a solve for every one.
+      sweep: (factors, G (W - W')) -> the factors after a solve for every one, and the descent of the error (half of
+        its negative gradient) before it.
       sweeps: the most that are made.
       gain: it stops where ten sweeps lower the error by less than this part of it.
 
     Returns:
       The best factors seen, and how it went.
     """
-    loss, size = problem.loss(problem.target - product(start)), problem.loss(problem.target)
+    left, size = problem.left(product(start)), jnp.vdot(problem.target, problem.pull(problem.target))
     zeros = jax.tree.map(jnp.zeros_like, start)
-    losses = jnp.full(sweeps + 1, jnp.inf, problem.target.dtype).at[0].set(loss)
+    losses = jnp.full(sweeps + 1, jnp.inf, problem.target.dtype).at[0].set(left.loss)
 
     def goes_on(state: _State) -> Array:
         before = state.losses[jnp.maximum(state.index - PATIENCE, 0)]
-        stalled = (state.index >= PATIENCE) & (state.loss >= (1 - gain) ** 2 * before)
-        return (state.index < sweeps) & ~stalled & (state.loss > 0)
+        stalled = (state.index >= PATIENCE) & (state.left.loss >= (1 - gain) ** 2 * before)
+        return (state.index < sweeps) & ~stalled & (state.left.loss > 0)
 
     def advance(state: _State) -> _State:
         return _advance(problem, product, sweep, state)
 
-    state = _State(start, loss, zeros, zeros, zeros, losses, jnp.zeros((), jnp.int32))
+    state = _State(start, left, zeros, zeros, zeros, losses, jnp.zeros((), jnp.int32))
     state = jax.lax.while_loop(goes_on, advance, state)
     reached = state.losses[jnp.minimum(jnp.arange(sweeps + 1), state.index)]
     return state.parts, Progress(jnp.sqrt(jnp.maximum(reached, 0) / jnp.where(size > 0, size, 1)), state.index)
 
 
-def _advance(
-    problem: Problem, product: Callable[[Parts], Array], sweep: Callable[[Parts], Parts], state: _State
-) -> _State:
+def downhill(product: Callable[[Parts], Array], parts: Parts, pull: Array) -> Parts:
+    """Return the descent of the error: half of its negative gradient."""
+    return jax.vjp(product, parts)[1](pull)[0]
+
+
+def _advance(problem: Problem, product: Callable[[Parts], Array], sweep: Sweep, state: _State) -> _State:
     """Make one sweep, and go along the direction that it joins."""
-    parts = state.parts
-    blocks, backwards = jax.vjp(product, parts)
-    residual = problem.target - blocks
-    (descent,) = backwards(problem.pull(residual))
+    parts, left = state.parts, state.left
+    swept, descent = sweep(parts, left.pull)
     gradient = jax.tree.map(jnp.negative, descent)
-    swept = sweep(parts)
     change = _minus(swept, parts)
     slope = _dot(state.change, state.gradient)
     beta = _dot(change, _minus(gradient, state.gradient)) / jnp.where(slope == 0, 1, slope)
     beta = jnp.where(slope == 0, 0, jnp.clip(beta, 0, 5))
     direction = _along(change, beta, state.direction)
     steps = [float(step) for step in range(1, len(parts) + 1)]
-    residuals = [residual] + [problem.target - product(_along(parts, step / 2, direction)) for step in steps]
-    step = _best_step(problem, residuals, np.array([0.0, *steps]) / 2)
-    best = parts, direction, state.loss
+    changes = [problem.target - product(_along(parts, step / 2, direction)) - left.residual for step in steps]
+    step = _best_step(problem, left, changes, np.array([0.0, *steps]) / 2)
+    best = parts, direction, left
     for candidate, way in ((swept, change), (_along(parts, step, direction), direction)):
-        loss = problem.loss(problem.target - product(candidate))
-        lower = loss < best[2]  # not where it is no number
-        best = jax.tree.map(lambda new, old, lower=lower: jnp.where(lower, new, old), (candidate, way, loss), best)
+        leaves = problem.left(product(candidate))
+        lower = leaves.loss < best[2].loss  # not where it is no number
+        best = jax.tree.map(lambda new, old, lower=lower: jnp.where(lower, new, old), (candidate, way, leaves), best)
+    parts, direction, left = best
     index = state.index + 1
-    return _State(best[0], best[2], gradient, change, best[1], state.losses.at[index].set(best[2]), index)
+    return _State(parts, left, gradient, change, direction, state.losses.at[index].set(left.loss), index)
 
 
-def _best_step(problem: Problem, residuals: list[Array], at: np.ndarray) -> Array:
-    """Return the step of the least error, from the residuals at as many steps as a polynomial has coefficients.
+def _best_step(problem: Problem, left: Left, changes: list[Array], at: np.ndarray) -> Array:
+    """Return the step of the least error, from the changes of the residual at all steps of `at` but the first.
 
-    The first is at 0. What the error changes by is summed, not what it is: near the end the two differ by more digits
-    than float32 has.
+    They are as many as a polynomial has coefficients, and the first is 0. What the error changes by is summed, not what
+    it is: near the end the two differ by more digits than float32 has.
     """
-    first, *others = residuals
-    changes = [each - first for each in others]
     pulled = [problem.pull(each) for each in changes]
-    inner = jnp.array([[jnp.vdot(left, right) for right in pulled] for left in changes])
-    across = jnp.array([jnp.vdot(first, each) for each in pulled])
+    inner = jnp.array([[jnp.vdot(one, other) for other in pulled] for one in changes])
+    across = jnp.array([jnp.vdot(left.pull, each) for each in changes])
     steps = np.linspace(0, LONGEST, PLACES)
     shares = np.vander(steps, len(at), increasing=True) @ np.linalg.inv(np.vander(at, increasing=True))
     shares = jnp.asarray(shares[:, 1:], inner.dtype)  # of every change in that at a step

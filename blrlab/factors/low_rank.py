@@ -72,6 +72,7 @@ def sketch(
     gram: Float[Array, "i i"] | None = None,
     extra: int = 16,
     rounds: int = 3,
+    coarse: bool = False,
 ) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
     """Return what `truncate` does, nearly: subspace iteration on a random start (Halko et al., arXiv 0909.4061, 4.4).
 
@@ -82,14 +83,26 @@ def sketch(
       gram: as for `truncate`.
       extra: columns that are carried beside the r.
       rounds: of the iteration; each takes two products with the weight.
+      coarse: split what is left of the weight, [r + extra, o], by the eigenvectors of its Gram matrix instead of by an
+        SVD: many times faster on a GPU, and singular values below about 1e-3 of the largest are lost in rounding.
     """
     lower, whitened = _whitened(weight, gram)
     width = min(rank + extra, *weight.shape)
     basis = jnp.linalg.qr(whitened @ jax.random.normal(key, (weight.shape[1], width), weight.dtype))[0]
     for _ in range(rounds):
         basis = jnp.linalg.qr(whitened @ jnp.linalg.qr(whitened.T @ basis)[0])[0]
-    left, values, right = jnp.linalg.svd(basis.T @ whitened, full_matrices=False)
+    small = basis.T @ whitened
+    left, values, right = _svd_by_gram(small) if coarse else jnp.linalg.svd(small, full_matrices=False)
     return _shared_out(basis @ left, values, right, lower, rank)
+
+
+def _svd_by_gram(weight: Array) -> tuple[Array, Array, Array]:
+    """Return the SVD of a wide matrix, nearly: its left singular vectors are the eigenvectors of W W^T."""
+    squares, left = jnp.linalg.eigh(weight @ weight.T)
+    squares, left = squares[::-1], left[:, ::-1]
+    floor = jnp.finfo(weight.dtype).eps * squares[0] + jnp.finfo(weight.dtype).tiny
+    values = jnp.sqrt(jnp.maximum(squares, floor))
+    return left, values, left.T @ weight / values[:, None]
 
 
 def _whitened(weight: Array, gram: Array | None) -> tuple[Array | None, Array]:

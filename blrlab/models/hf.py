@@ -119,7 +119,7 @@ def tensors(folder: Path) -> Iterator[tuple[str, jax.Array]]:
     Raises:
       InputError: there are no safetensors, a shard is missing, or a file is damaged.
     """
-    for path in _files(folder):
+    for path in files(folder):
         try:
             with safe_open(path, framework="flax") as file:
                 for name in file.keys():  # noqa: SIM118 (a safetensors file is not a mapping)
@@ -128,7 +128,12 @@ def tensors(folder: Path) -> Iterator[tuple[str, jax.Array]]:
             raise InputError(f"{path} is damaged or cannot be read: {error}") from None
 
 
-def _files(folder: Path) -> list[Path]:
+def files(folder: Path) -> list[Path]:
+    """Return the safetensors files of a checkpoint: one, or those of its index.
+
+    Raises:
+      InputError: there are none, a shard is missing, or the index is damaged.
+    """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():

@@ -8,6 +8,7 @@ import pytest
 
 from blrlab import compress, factors
 from blrlab.compress import statistics as sums
+from blrlab.compress.tree import compress_layer
 from blrlab.errors import InputError
 from blrlab.factors import Spec
 
@@ -68,12 +69,13 @@ def test_every_layer_is_fitted_to_what_the_compressed_ones_before_hand_it():
     x = np.concatenate([np.asarray(batch).reshape(-1, 12) for batch in _batches()])
     for path in SPECS:
         inputs = sums.add(sums.empty(x.shape[1]), jnp.asarray(x))
-        alone = {path: params[path]}
-        fitted, _ = compress.compress(alone, {path: SPECS[path]}, KEY, statistics={path: inputs})
-        np.testing.assert_allclose(
-            factors.to_dense(fitted[path]["kernel"]), factors.to_dense(small[path]["kernel"]), atol=1e-2
-        )
-        np.testing.assert_allclose(fitted[path]["bias"], small[path]["bias"], atol=1e-2)
+        fitted = {path: dict(params[path])}
+        own = jax.random.fold_in(KEY, list(backwards).index(path))
+        compress_layer(fitted, path, SPECS[path], own, inputs)
+        alone, together = (factors.to_dense(tree[path]["kernel"]) for tree in (fitted, small))
+        # rounding may stop a fit elsewhere; fitted to the dense model's inputs, down would differ by 0.8
+        assert jnp.linalg.norm(alone - together) < 1e-2 * jnp.linalg.norm(alone)
+        np.testing.assert_allclose(fitted[path]["bias"], small[path]["bias"], rtol=1e-2)
         x = np.maximum(_through(small[path], x), 0)
     assert params["up"]["bias"].tolist() == [1.0] * 20  # what was given is left as it was
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from blrlab.factors import Spec, alternating, precgd, shapes
+from blrlab.factors import Spec, alternating, descent, low_rank, precgd, shapes
 
 SEEDS = 3
 
@@ -72,6 +72,55 @@ def test_inputs_of_one_size_are_no_inputs():
     weights = _decaying()[:1, :60, :48]
     plain, of_unit = (_fits(weights, (3, 2), 8, gram)[1].errors[0, -1] for gram in (None, jnp.eye(60)))
     assert float(of_unit) == pytest.approx(float(plain), rel=0.01)
+
+
+def test_a_sweep_by_gram_matrices_solves_what_one_by_residuals_does():
+    """With inputs of one size the rows of blocks do not couple, and their sweep takes the residual anew every time."""
+    random, weight = np.random.default_rng(4), jnp.asarray(_gaussian()[0, :60, :48])
+    parts = tuple(jnp.asarray(random.normal(size=size), jnp.float32) for size in ((3, 20, 8), (3, 2, 8), (2, 8, 24)))
+
+    @jax.jit
+    def swept(gram):
+        problem = descent.in_blocks(weight, (3, 2), gram)
+        return alternating._blast_sweep(problem, parts, problem.left(alternating._blast_product(parts)).pull)
+
+    for some, others in zip(swept(None), swept(jnp.eye(60)), strict=True):
+        for one, other in zip(some, others, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * float(jnp.abs(other).max()))
+
+
+def test_a_sketched_start_is_as_good():
+    weights = jnp.asarray(_decaying())
+    relative = {}
+    for sketched in (False, True):
+
+        def fit(weight, sketched=sketched):
+            return alternating.blast(weight, (4, 4), 32, jax.random.key(0), sketched=sketched)[1].errors
+
+        relative[sketched] = np.asarray(jax.jit(lambda weights, fit=fit: jax.lax.map(fit, weights))(weights))
+    assert (relative[True][:, 0] < 1.02 * relative[False][:, 0]).all()
+    assert relative[True][:, -1].mean() < 1.005 * relative[False][:, -1].mean()
+
+
+def test_only_large_weights_of_low_rank_are_sketched(monkeypatch):
+    met = []
+    for name in ("truncate", "sketch"):
+        found = getattr(low_rank, name)
+        monkeypatch.setattr(low_rank, name, lambda *a, f=found, n=name, **k: (met.append(n), f(*a, **k))[1])
+    key = jax.random.key(0)
+    for size, rank in (((1024, 1536), 511), ((1024, 1536), 512), ((1020, 1536), 100)):
+        jax.eval_shape(lambda rank=rank, size=size: alternating.blast(jnp.zeros(size), (4, 4), rank, key, sweeps=1))
+    assert met == ["sketch", "truncate", "truncate"]
+
+
+@pytest.mark.parametrize("size", [(60, 90), (90, 60)])
+def test_a_coarse_sketch_is_near_the_truncated_svd(size):
+    i, o = size
+    weight = jnp.asarray(_decaying()[0, :i, :o])
+    exact, found = low_rank.truncate(weight, 10), low_rank.sketch(weight, 10, jax.random.key(0), coarse=True)
+    lost, more = (float(jnp.linalg.norm(weight - V @ U)) for V, U in (exact, found))
+    assert 0.9999 * lost <= more < 1.002 * lost
+    np.testing.assert_allclose(found[0].T @ found[0], found[1] @ found[1].T, atol=1e-3)  # shared out evenly
 
 
 def test_it_stops_where_sweeps_gain_nothing():

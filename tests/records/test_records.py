@@ -47,7 +47,7 @@ def test_floats_come_back_to_the_bit(log: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["training", "", None, 3])
 def test_an_unknown_kind_is_refused_and_leaves_no_file(log: Path, kind: object) -> None:
-    with pytest.raises(ValueError, match=r"env, train, compress, eval, bench") as caught:
+    with pytest.raises(ValueError, match=r"env, train, allocate, compress, eval, bench") as caught:
         records.append(log, {"kind": kind})
     assert repr(kind) in str(caught.value)
     with pytest.raises(ValueError, match="not None"):
