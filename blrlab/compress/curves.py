@@ -67,7 +67,7 @@ def curve(
     lost = lost[np.minimum(ranks, len(lost) - 1)]
     if not closed:
         few = anchors(ranks, ANCHORS)
-        fitted = [float(_fitted(exact, format, blocks, rank, key, gram)) ** 2 for rank in few]
+        fitted = [float(_fitted(exact, format, blocks, ranks[-1], jnp.asarray(rank), key, gram)) ** 2 for rank in few]
         over = np.log(np.maximum(fitted, LEAST)) - np.log(lost[np.searchsorted(ranks, few)])
         lost = lost * np.exp(np.interp(ranks, few, over))
     known = np.minimum.accumulate(np.nan_to_num([1.0, *lost], nan=1.0))
@@ -95,11 +95,13 @@ def _spectral(weight: Array, blocks: tuple[int, int], gram: Array | None) -> Arr
     return beyond / jnp.where(beyond[0] > 0, beyond[0], 1)
 
 
-@functools.partial(jax.jit, static_argnames=("format", "blocks", "rank"))
+@functools.partial(jax.jit, static_argnames=("format", "blocks", "most"))
 @jax.default_matmul_precision("highest")
-def _fitted(weight: Array, format: str, blocks: tuple[int, int], rank: int, key: Array, gram: Array | None) -> Array:
-    """Return the relative error after a few sweeps."""
+def _fitted(
+    weight: Array, format: str, blocks: tuple[int, int], most: int, rank: Array, key: Array, gram: Array | None
+) -> Array:
+    """Return the relative error after a few sweeps; one program for all ranks up to `most`."""
     if format == "blast":
-        return alternating.blast(weight, blocks, rank, key, gram, SWEEPS)[1].errors[-1]
+        return alternating.blast(weight, blocks, most, key, gram, SWEEPS, used=rank)[1].errors[-1]
     assert gram is not None
-    return alternating.monarch(weight, blocks, rank, gram, SWEEPS)[1].errors[-1]
+    return alternating.monarch(weight, blocks, most, gram, SWEEPS, used=rank)[1].errors[-1]

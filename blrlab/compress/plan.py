@@ -200,7 +200,7 @@ def save(specs: Mapping[str, Spec], file: Path) -> None:
     file.write_text(f"[\n{lines}\n]\n")
 
 
-def load(file: Path) -> list[tuple[str, dict[str, Any]]]:
+def load(file: Path) -> list[Rule]:
     """Read rules that `save` wrote.
 
     Raises:

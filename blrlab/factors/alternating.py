@@ -38,6 +38,7 @@ def blast(
     sweeps: int = descent.SWEEPS,
     gain: float = descent.GAIN,
     sketched: bool | None = None,
+    used: Array | None = None,
 ) -> tuple[Factors, Progress]:
     """Factor a weight [i, o] into BLAST factors.
 
@@ -51,6 +52,7 @@ def blast(
       gain: it stops where ten sweeps lower the error by less than this part of it.
       sketched: start from a sketch of the truncated SVD instead of itself; None: where the smaller side is 1,024 or
         more and the rank less than half of it.
+      used: how much of the rank is used, the rest being zeros, so that one program fits any rank; None: all of it.
 
     Returns:
       {"V": [b1, p, r], "S": [b1, b2, r], "U": [b2, r, q]} and how it went.
@@ -64,6 +66,9 @@ def blast(
         V, U = low_rank.truncate(unit, rank, gram)
     S = 1 + NOISE * jax.random.normal(key, (*blocks, rank), weight.dtype)
     start = rearrange(V, "(l p) r -> l p r", l=blocks[0]), S, rearrange(U, "r (k q) -> k r q", k=blocks[1])
+    if used is not None:  # what is zero in all factors stays so: no solve gives it anything
+        kept = jnp.arange(rank) < used
+        start = start[0] * kept[None, None], start[1] * kept[None, None], start[2] * kept[None, :, None]
     (V, S, U), progress = descent.minimise(
         problem, start, _blast_product, lambda *given: _blast_sweep(problem, *given), sweeps, gain
     )
@@ -77,6 +82,7 @@ def monarch(
     gram: Gram,
     sweeps: int = descent.SWEEPS,
     gain: float = descent.GAIN,
+    used: Array | None = None,
 ) -> tuple[Factors, Progress]:
     """Factor a weight [i, o] into Monarch factors on calibration inputs.
 
@@ -87,6 +93,7 @@ def monarch(
       gram: X^T X of calibration inputs, positive definite.
       sweeps: the most that are made.
       gain: it stops where ten sweeps lower the error by less than this part of it.
+      used: as for `blast`.
 
     Returns:
       {"V": [b1, b2, p, r'], "U": [b1, b2, r', q]} and how it went.
@@ -97,6 +104,9 @@ def monarch(
     own = jnp.einsum("llpu->lpu", problem.gram)
     of_block = jax.vmap(low_rank.truncate, in_axes=(0, None, None))  # over output blocks
     start = jax.vmap(lambda row, gram: of_block(row, rank, gram))(problem.target, own)
+    if used is not None:
+        kept = jnp.arange(rank) < used
+        start = start[0] * kept[None, None, None], start[1] * kept[None, None, :, None]
     (V, U), progress = descent.minimise(
         problem, start, _monarch_product, lambda *given: _monarch_sweep(problem, *given), sweeps, gain
     )

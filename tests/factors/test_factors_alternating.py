@@ -156,3 +156,21 @@ def test_the_last_factor_is_the_least_squares_solution(format, aware):
         width = 30 // b2
         best = np.linalg.lstsq(x @ left, x @ weight[:, width * k : width * (k + 1)], rcond=None)[0]
         np.testing.assert_allclose(found, best, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["blast", "monarch"])
+def test_unused_rank_stays_zero_and_changes_little(format):
+    """One program fits any rank: the rest of the factors are zeros to the end."""
+    random = np.random.default_rng(0)
+    weight = jnp.asarray(random.normal(size=(24, 30)), jnp.float32)
+    x = random.normal(size=(200, 24)) * np.logspace(0, -1, 24)
+    gram = jnp.asarray(x.T @ x / 200, jnp.float32)
+    fitted = []
+    for rank, used in ((3, None), (7, jnp.asarray(3))):
+        if format == "blast":
+            fitted.append(alternating.blast(weight, (3, 2), rank, jax.random.key(0), gram, used=used))
+        else:
+            fitted.append(alternating.monarch(weight, (3, 2), rank, gram, used=used))
+    (_, alone), (kernel, within) = fitted
+    assert all(not leaf.any() for leaf in (kernel["V"][..., 3:], kernel["U"][..., 3:, :]))
+    assert float(within.errors[-1]) == pytest.approx(float(alone.errors[-1]), rel=0.03)
