@@ -27,7 +27,7 @@ def fingerprints(folder, *flags):
         (["heal.temperature=2", "heal.distil_weight=0.25"], set()),
         (["train.factor_rates=true", "train.decay=product"], set()),
     ],
-    ids=str,
+    ids=lambda given: " ".join(sorted(given)) or "none",  # a set has no order
 )
 def test_only_healing_depends_on_the_teacher_and_on_how_factors_are_trained(tmp_path, flags, changed):
     before, after = fingerprints(tmp_path), fingerprints(tmp_path, *(f"--config.{flag}" for flag in flags))
