@@ -13,6 +13,7 @@ checkpoint, and says what all matrices of a net would take.
 """
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,9 @@ def _parser() -> argparse.ArgumentParser:
 def _compress(options: argparse.Namespace) -> int:
     if not options.checkpoint or not options.out:
         raise InputError("give --checkpoint=FOLDER and --out=FOLDER, or --random=NET.")
-    if not options.shard_gib > 0:
+    if not 0 <= options.seed < 2**31:
+        raise InputError(f"--seed is {options.seed}: it is a whole number from 0 to {2**31 - 1}.")
+    if not 0 < options.shard_gib < math.inf:
         raise InputError(f"--shard-gib is {options.shard_gib:g}: it is a positive number.")
     wanted = request.read(
         options.checkpoint,

@@ -6,6 +6,7 @@ tenth of it count alike, whatever they do in the model. `sensitivities` measures
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from blrlab.compress.curves import curve
 from blrlab.compress.plan import linears
 from blrlab.compress.spending import Allocation, Option, choose
 from blrlab.compress.statistics import Statistics
-from blrlab.compress.tree import compress_layer, copy_tree, finite, layer_of
+from blrlab.compress.tree import check, compress_layer, copy_tree, finite, layer_of
 from blrlab.errors import InputError, one_of
 from blrlab.factors import BLOCKED, FORMATS, Spec
 
@@ -126,6 +127,9 @@ def allocate(
     chosen = [path for path in sizes if paths is None or path in paths]
     if not chosen:
         raise InputError("there is no dense layer to give a budget to.")
+    for path, weight in (weights or {}).items():
+        if path not in chosen or not 0 <= weight < math.inf:
+            raise InputError(f"{path} has weight {weight:g}: weights are finite, not negative, and of layers.")
     price, budget = _price(params, target, chosen, latencies)
     options = {}
     for number, path in enumerate(chosen):
@@ -133,6 +137,10 @@ def allocate(
         specs = [spec for spec in allowed.specs(*sizes[path]) if price(path, spec) is not None]
         layer = layer_of(copy_tree(params), path)
         finite(path, layer["kernel"])
+        try:
+            check(inputs, sizes[path][0])
+        except InputError as problem:
+            raise InputError(f"{path}: {problem}") from None
         lost = _losses(layer, specs, jax.random.fold_in(key, number), inputs)
         options[path] = [Option(spec, price(path, spec) or 0.0, lost[spec]) for spec in specs]
         if not options[path]:
@@ -152,7 +160,8 @@ def sensitivities(
     """Measure what a lost share of each layer's energy does to a model's loss: weights for `allocate`.
 
     One layer at a time is compressed to its spec and multiplied out again. The more a spec loses, the clearer its
-    effect stands out of the loss's noise; a layer whose effect does not gets a hundredth of the greatest.
+    effect stands out of the loss's noise; a layer whose effect does not gets a hundredth of the greatest. Where no
+    layer raises the loss, all weights are 1.
 
     Args:
       params: nested dicts with `kernel` leaves [i, o].
@@ -161,6 +170,9 @@ def sensitivities(
       key: random starts.
       statistics: {path: of the layer's inputs}.
       progress: called with the path of each layer once it is measured.
+
+    Raises:
+      InputError: as `compress`, or a loss is no finite number.
     """
     key, before = jax.random.key(0) if key is None else key, loss(params)
     rises, lost = {}, {}
@@ -170,22 +182,34 @@ def sensitivities(
         layer = layer_of(tree, path, dense=False)
         layer["kernel"] = factors.to_dense(layer["kernel"])
         rises[path] = loss(tree) - before
+        if not math.isfinite(rises[path]):
+            raise InputError(f"{path}: the model's loss is no finite number without a part of it.")
         lost[path] = (found.relative_error if found.output_error is None else found.output_error) ** 2
         progress(path)
     least = max([*rises.values(), 0.0]) / 100
+    if not least:
+        return dict.fromkeys(rises, 1.0)
     return {path: max(rise, least) / max(lost[path], 1e-12) for path, rise in rises.items()}
 
 
 def latencies(rows: Sequence[Mapping[str, Any]], tokens: int) -> dict[Spec, float]:
-    """Read the fastest verified time of every spec, in us, from `bench` records at a number of tokens.
+    """Read the fastest verified time of every spec, in us, from the layers of `bench` records at a number of tokens.
 
     Kernels of the source paper and quantised ones are left out: the one is not ours to run, the other loses more.
+
+    Raises:
+      InputError: the records are of several devices or dtypes.
     """
     found: dict[Spec, float] = {}
+    kinds = set()
     for row in rows:
         fits = row.get("kind") == "bench" and row.get("tokens") == tokens and row.get("passed") and row.get("p50")
-        if not fits or row.get("quantisation_error") is not None or row["impl"].startswith("paper_"):
+        layer = row.get("in_features") and row.get("op") in FORMATS  # not a whole model
+        if not (fits and layer) or row.get("quantisation_error") is not None or row["impl"].startswith("paper_"):
             continue
+        kinds.add(f"{row.get('device')}, {row.get('dtype')}")
+        if len(kinds) > 1:
+            raise InputError(f"the times are of {' and '.join(sorted(kinds))}: give those of one device and dtype.")
         blocks = tuple(row["blocks"]) if row["op"] in BLOCKED else (1, 1)
         rank = row["block_rank"] if row["op"] == "monarch" else row["rank"] or 0
         spec = Spec(row["op"], row["in_features"], row["out_features"], blocks, rank)
@@ -200,7 +224,7 @@ def _price(
     kernels = {path: layer_of(copy_tree(params), path)["kernel"] for path in paths}
     if target.kind == "microseconds":
         if not times:
-            raise InputError("a target in microseconds needs the measured times of specs.")
+            raise InputError("a target in microseconds needs the measured times of specs: allocate's latencies.")
         return lambda path, spec: times.get(spec), target.value
     unit = {path: kernel.dtype.itemsize if target.kind == "bytes" else 1 for path, kernel in kernels.items()}
     layers = sum(unit[path] * kernel.size for path, kernel in kernels.items())

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from blrlab.compress import statistics as sums
 from blrlab.compress.statistics import Statistics
-from blrlab.factors import alternating
+from blrlab.factors import alternating, descent
 
 ANCHORS, SWEEPS = 4, 40  # ranks that are fitted, and for how long
 LEAST = 1e-12  # of the energy; what is lost less is taken for that
@@ -59,7 +59,7 @@ def curve(
       statistics: of the layer's inputs, whose output's loss is measured then; None: the weight's.
       has_bias: the layer has a bias that takes up the mean of what is lost.
     """
-    exact = weight.astype(jnp.float64 if weight.dtype == jnp.float64 else jnp.float32)
+    exact, _ = descent.normalised(weight.astype(jnp.float64 if weight.dtype == jnp.float64 else jnp.float32))
     gram = None if statistics is None else sums.damped(statistics, centred=has_bias).astype(exact.dtype)
     closed = format == "low_rank" or (format == "monarch" and gram is None)
     shape = _spectral(exact, blocks if format == "monarch" else (1, 1), None if format == "monarch" else gram)

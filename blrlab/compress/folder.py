@@ -25,7 +25,7 @@ import numpy as np
 from blrlab import records
 from blrlab.compress import stored
 from blrlab.compress.naming import BIAS
-from blrlab.compress.request import Request, Shard, shards
+from blrlab.compress.request import PACKED, Request, Shard, shards
 from blrlab.compress.rows import Row
 from blrlab.compress.stored import Content, Stored
 from blrlab.errors import InputError
@@ -34,10 +34,7 @@ from blrlab.models import hf
 REQUEST, PARTS, RECORDS, LOCK = "blrlab.json", "parts", "records.jsonl", ".lock"
 WHOLE = "*"  # the path in the record of the whole
 NOTES = "blrlab_records"  # in the metadata of a file
-COPIED = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "tokenizer.model",
-    "special_tokens_map.json", "vocab.json", "merges.txt",
-)  # fmt: skip
+COPIED = (".json", ".jinja", ".model", ".py", ".txt")  # of what lies beside the weights: config, tokenizer, code
 
 
 class Folder:
@@ -80,6 +77,8 @@ class Folder:
         """
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"--out {self.root} is a file.")
+        if self.root.resolve() in {self.request.source.resolve(), *self._sources()}:
+            raise InputError(f"--out {self.root} is the checkpoint's own folder: take another.")
         if self.root.is_dir() and not (self.root / REQUEST).exists():
             others = sorted({entry.name for entry in self.root.iterdir()} - {LOCK, REQUEST + ".tmp"})
             if others:
@@ -95,6 +94,9 @@ class Folder:
             self._agree(fresh)
             self._find()
             yield
+
+    def _sources(self) -> set[Path]:
+        return {tensor.path.resolve().parent for tensor in self.request.tensors.values()}
 
     def _clear(self) -> None:
         for pattern in (hf.INDEX, "model-*-of-*.safetensors", "*.tmp", RECORDS):
@@ -170,13 +172,13 @@ class Folder:
         for layer in shard.paths:
             own: list[Content | Stored] = list(stored.look(self._part(layer))[0].values())
             if bias := self.request.tensors.get(layer + BIAS):
-                own.append(bias)
+                own.append(stored.in_dtype(bias, self.request.dtype_of(layer)))  # a layer is of one dtype
             permute = {tensor.name.removeprefix(layer + "."): list(range(len(tensor.shape))) for tensor in own}
             entries[layer] = {"format": self.request.specs[layer].format, "impl": None, "permute": permute}
             contents += own
         packed = json.dumps({"version": 1, "layers": entries})
         notes = json.dumps([self._rows[layer] for layer in shard.paths])
-        stored.write(path, contents, {"format": "pt", "blrlab_ops": packed, NOTES: notes})
+        stored.write(path, contents, {"format": "pt", PACKED: packed, NOTES: notes})
         self._drop_parts(shard)
 
     def _drop_parts(self, shard: Shard) -> None:
@@ -188,9 +190,9 @@ class Folder:
         file = self.root / RECORDS
         records.keep(file, lambda record: record.get("path") != WHOLE)
         records.append(file, whole)
-        for name in COPIED:
-            if (self.request.source / name).is_file():
-                shutil.copyfile(self.request.source / name, self.root / name)
+        for beside in sorted(self.request.source.iterdir()):
+            if beside.is_file() and beside.suffix in COPIED and beside.name not in (hf.INDEX, REQUEST):
+                shutil.copyfile(beside, self.root / beside.name)
         tensors = [tensor for shard in self.shards for tensor in stored.look(self.root / shard.file)[0].values()]
         index = {
             "metadata": {"total_size": sum(tensor.size for tensor in tensors)},

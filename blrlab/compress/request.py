@@ -19,6 +19,7 @@ from blrlab.factors import Spec
 from blrlab.models import hf
 
 VERSION = 1
+PACKED = "blrlab_ops"  # in the metadata of a file of factors
 SAMPLE = 4096  # bytes of every tensor that tell one checkpoint from another
 
 
@@ -105,7 +106,10 @@ def read(
     source = hf.find(checkpoint)
     tensors: dict[str, Stored] = {}
     for path in hf.files(source):
-        tensors |= stored.look(path)[0]
+        found, metadata = stored.look(path)
+        if PACKED in metadata:
+            raise InputError(f"{path} holds factors already: compress the dense checkpoint, by one set of rules.")
+        tensors |= found
     layers = naming.linears(tensors, naming.model_type(source))
     if rules is None:
         rules = [(path, {}) for path, layer in layers.items() if naming.has_published(path, layer, net)]
@@ -174,7 +178,7 @@ def _size(request: Request, name: str, factored: bool) -> int:
     sizes: Mapping[str, tuple[int, ...]] = factors.shapes(request.specs[name])
     bias = request.tensors.get(name + BIAS)
     own = sum(stored.size_of(request.dtype_of(name), shape) for shape in sizes.values())
-    return own + (bias.size if bias else 0)
+    return own + (stored.in_dtype(bias, request.dtype_of(name)).size if bias else 0)
 
 
 def parameter_counts(request: Request) -> tuple[int, int]:

@@ -82,6 +82,14 @@ class Content:
         return size_of(self.dtype, self.shape)
 
 
+def in_dtype(tensor: Stored, dtype: str) -> Content | Stored:
+    """Return a small tensor in a dtype of `DTYPES`; one of another dtype than these as it is."""
+    if tensor.dtype == dtype or tensor.dtype not in DTYPES:
+        return tensor
+    changed = tensor.read().astype(jnp.dtype(DTYPES[dtype]))
+    return Content(tensor.name, dtype, tensor.shape, [changed.tobytes()])
+
+
 def size_of(dtype: str, shape: Sequence[int]) -> int:
     """Return the bytes of a tensor of a dtype of `DTYPES`."""
     return math.prod(shape) * jnp.dtype(DTYPES[dtype]).itemsize

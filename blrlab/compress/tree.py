@@ -62,7 +62,7 @@ def compress_layer(
     weight = finite(path, layer["kernel"])
     started = time.perf_counter()
     try:
-        _check(inputs, spec)
+        check(inputs, spec.in_features)
         name = algorithm_of(spec.format, (algorithms or {}).get(spec.format, ""))
         has_bias = inputs is not None and "bias" in layer
         found = fit(weight, spec, key, inputs, algorithm=name, has_bias=has_bias, dtype=dtype)
@@ -88,11 +88,16 @@ def compress_layer(
     )
 
 
-def _check(inputs: Statistics | None, spec: Spec) -> None:
+def check(inputs: Statistics | None, in_features: int) -> None:
+    """Check what is known of a layer's inputs.
+
+    Raises:
+      InputError: they are of another size, none at all, or hold NaN or infinity.
+    """
     if inputs is None:
         return
-    if inputs.mean.shape != (spec.in_features,):
-        raise InputError(f"the statistics are of {inputs.mean.shape[0]} inputs, and the layer has {spec.in_features}.")
+    if inputs.mean.shape != (in_features,):
+        raise InputError(f"the statistics are of {inputs.mean.shape[0]} inputs, and the layer has {in_features}.")
     if not float(inputs.count) > 0:
         raise InputError("no calibration input reached the layer.")
     if not bool(jnp.isfinite(inputs.scatter).all()):

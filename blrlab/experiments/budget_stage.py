@@ -18,9 +18,9 @@ def allocate(run: Run, folder: Path) -> None:
     made, config, params = run.made, run.made.config, run.params("dense")
     target, allowed = build.budget(config)
     batches = model_stages.calibration_batches(run)
-    mode, paths = config.compress.mode, tuple(made.specs)
+    mode, paths = config.compress.mode, build.budgeted(made)
     inputs = None if mode == "plain" else compress.collect(run.model(dense=True), params, batches, paths)
-    weights = _weights(run, params, allowed, inputs) if config.budget.sensitivity else None
+    weights = _weights(run, params, paths, allowed, inputs) if config.budget.sensitivity else None
     found = compress.allocate(
         params,
         target,
@@ -38,14 +38,17 @@ def allocate(run: Run, folder: Path) -> None:
     _say(run, found, folder)
 
 
-def _weights(run: Run, params: Mapping[str, Any], allowed: Allowed, inputs: Any) -> dict[str, float]:
+def _weights(
+    run: Run, params: Mapping[str, Any], paths: tuple[str, ...], allowed: Allowed, inputs: Any
+) -> dict[str, float]:
     """Measure how much each layer matters, by low rank of half its size, on training text."""
     made, config = run.made, run.made.config.compress
     windows = data.validation_windows(run.dataset.train, made.window, config.windows)
     model = run.model(dense=True)
     half = {}
-    for path, spec in made.specs.items():
-        i, o = spec.in_features, spec.out_features
+    for path, (i, o) in compress.linears(made.dense_shapes).items():
+        if path not in paths:
+            continue
         rank = max(i * o // (2 * (i + o)) // allowed.multiple, 1) * allowed.multiple
         half[path] = Spec("low_rank", i, o, rank=rank)
     return compress.sensitivities(

@@ -6,6 +6,7 @@ command line's overrides, and every combination is checked before a stage begins
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,12 @@ def rules(config: Config) -> Any:
     return compress.load(home_expanded(config.rules_file)) if config.rules_file else config.rules
 
 
+def budgeted(made: Experiment) -> tuple[str, ...]:
+    """Return the paths that `config.rules` match, whatever a plan makes of them."""
+    layers = compress.linears(made.dense_shapes)
+    return tuple(compress.plan(layers, made.config.rules, made.config.factors.to_dict(), made.config.factors.net))
+
+
 def budget(config: Config) -> tuple[Target, Allowed]:
     """Read `config.budget`.
 
@@ -116,7 +123,7 @@ def budget(config: Config) -> tuple[Target, Allowed]:
     """
     given = config.budget
     words = [word.strip() for word in str(given.blocks).split(",") if word.strip()]
-    if not all(word.isdigit() for word in words):
+    if not all(word.isdecimal() for word in words):
         raise InputError(f'budget.blocks is whole numbers with commas between, not "{given.blocks}".')
     formats = names(given.formats, FORMATS, "format")
     return Target(given.target, given.value), Allowed(formats, tuple(map(int, words)), given.multiple)
@@ -163,7 +170,7 @@ def token_counts(config: Config, part: str) -> list[int]:
       InputError: it is not whole numbers with commas between.
     """
     words = [word.strip() for word in str(config[part].tokens).split(",")]
-    if not all(word.isdigit() for word in words):
+    if not all(word.isdecimal() for word in words):
         raise InputError(f'{part}.tokens is whole numbers with commas between, not "{config[part].tokens}".')
     return [int(word) for word in words]
 
@@ -248,9 +255,13 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a flat config that can change a result: not those that another one switches off."""
-    unused = {"stages", "rules_file"}
-    if flat["rules_file"]:  # what is in it counts, not where it is
-        flat = {**flat, "rules": compress.load(home_expanded(flat["rules_file"]))}
+    unused = {"stages"}
+    if flat["rules_file"]:  # what is in a file counts, not where it is
+        flat = {**flat, "rules_file": compress.load(home_expanded(flat["rules_file"]))}
+    if flat["budget.target"] != "microseconds":
+        unused |= {"budget.records", "budget.tokens"}
+    elif (file := home_expanded(flat["budget.records"])).is_file():
+        flat = {**flat, "budget.records": hashlib.sha256(file.read_bytes()).hexdigest()}
     if flat["compress.mode"] == "plain":
         unused |= {"compress.windows", "compress.batch"}
     if not flat["heal.distil"]:
@@ -314,12 +325,12 @@ def schedule(training: Mapping[str, Any]) -> Any:
     )
 
 
-def optimizer(training: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Make the optimiser of one training phase."""
+def optimizer(training: Mapping[str, Any], dense: bool = False) -> optax.GradientTransformation:
+    """Make the optimiser of one training phase; a dense model has no factors to treat otherwise."""
     return train.make_optimizer(
         schedule(training),
         training["weight_decay"],
         training["clip_norm"],
-        factor_rates=training["factor_rates"],
-        decay=training["decay"],
+        factor_rates=training["factor_rates"] and not dense,
+        decay="factors" if dense else training["decay"],
     )

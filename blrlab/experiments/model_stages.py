@@ -209,7 +209,7 @@ def _fit(
     number: int,
     step: Callable | None = None,
 ) -> None:
-    optimizer = build.optimizer(training)
+    optimizer = build.optimizer(training, dense=phase.startswith("dense"))
     # The order of the batches is drawn from the seed and the phase, as all other randomness is.
     seed = int(jax.random.randint(run.key(number), (), 0, 2**31 - 1))
     state = train.fit(

@@ -58,7 +58,7 @@ STAGES = (
     Stage("data", "data.json", ("data", "init_from")),
     Stage("dense", "params", ("model", "train", "seed"), ("data",), dense=True),
     Stage("allocate", "plan.json", ("budget", "rules", "compress"), ("dense",), named_only=True),
-    Stage("compress", "params", ("factors", "rules", "compress"), ("dense",)),
+    Stage("compress", "params", ("factors", "rules", "rules_file", "compress"), ("dense",)),
     Stage("heal", "params", ("heal",), ("compress",)),
     Stage("continue", "params", ("heal",), ("dense",), dense=True),
     Stage("eval", "records.jsonl", ("eval",), ("dense",), ("compress", "heal", "continue")),

@@ -56,10 +56,15 @@ def to_dense(factors: Factors) -> Float[Array, "i o"]:
 def squared_norm(factors: Factors) -> Float[Array, ""]:
     """Return ||W||_F^2, the sum over l and k of S[l, k]^T ((V[l]^T V[l]) * (U[k] U[k]^T)) S[l, k]."""
     V, S, U = factors["V"], factors["S"], factors["U"]
-    left, right = V.mT @ V, U @ U.mT  # [b1, r, r] and [b2, r, r]
-    # Summed as it is multiplied: b1 b2 r^2 numbers are never stored.
-    inner = jnp.sum(left[:, None] * right[None] * S[:, :, None, :], axis=-1)
-    return jnp.sum(S * inner)
+    right = U @ U.mT  # [b2, r, r]
+
+    @jax.checkpoint  # so that the gradient, too, holds b2 r^2 numbers at a time
+    def add(total: Array, given: tuple[Array, Array]) -> tuple[Array, None]:
+        V, S = given  # [p, r] and [b2, r], of one input block
+        inner = jnp.sum((V.T @ V)[None] * right * S[:, None, :], axis=-1)
+        return total + jnp.sum(S * inner), None
+
+    return jax.lax.scan(add, jnp.zeros((), V.dtype), (V, S))[0]
 
 
 def project(weight: Float[Array, "i o"], spec: Spec, key: Array) -> Factors:

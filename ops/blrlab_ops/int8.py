@@ -162,8 +162,9 @@ def _check(
     module = {"low_rank": factored.low_rank, "monarch": factored.monarch, "blast": factored.blast}[format]
     epilogue = Epilogue(activation, multiplier, added)
     module.linear(_on_meta(x), *factors, bias and _on_meta(bias), epilogue=epilogue, impl="torch_bmm")
-    for name, each in weights:
-        if each.device != x.device:
+    others = {"bias": bias, "multiply": multiply, "residual": residual}
+    for name, each in (*weights, *others.items()):
+        if each is not None and each.device != x.device:
             raise ValueError(f"{format}: x is on {x.device} and {name} on {each.device}; move one of them")
 
 

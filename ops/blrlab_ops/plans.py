@@ -2,14 +2,14 @@
 
 Describing launches takes tens of views, and Triton reads every argument anew: hundreds of us, where the kernels take
 ten. A plan keeps the compiled kernels with their arguments, and where in which tensor each pointer points. A call finds
-it by all that it depends on: dtypes, sizes, strides and alignment of the tensors, the device, a word of the operator's,
+it by all that it depends on: dtypes, sizes, strides, alignment and devices of the tensors, a word of the operator's,
 and what tuning has kept.
 
 A plan is made when tensors like these are met for the second time: a number of tokens that never comes again is not
 worth one. None is made where describing the launches copies or computes, or where tensors overlap in memory.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -69,7 +69,7 @@ class Plans:
         if device.type != "cuda":
             launching.run(describe(), device)
             return
-        key = (word, device.index, tuning.version(), *map(signature, tensors))
+        key = (word, tuning.version(), *map(signature, tensors))
         plan = self._plans.get(key)
         if plan is not None:
             with launching.on(device):
@@ -89,23 +89,33 @@ def _made(tensors: Sequence[Tensor | None], describe: Callable[[], list[Launch]]
     with Watch() as watch:
         launches = describe()
     kernels = launching.run(launches, _first(tensors).device)
-    return None if watch.computes else prepare(launches, kernels, tensors)
+    return None if watch.computes else prepare(launches, kernels, tensors, watch.fresh)
 
 
-def prepare(launches: Sequence[Launch], kernels: Sequence[Any], tensors: Sequence[Tensor | None]) -> Plan | None:
-    """Make the plan of launches that read and write tensors, or memory of their own; None where tensors overlap.
+def prepare(
+    launches: Sequence[Launch], kernels: Sequence[Any], tensors: Sequence[Tensor | None], fresh: Container[int]
+) -> Plan | None:
+    """Make the plan of launches that read and write tensors, or memory of their own.
 
     Args:
       launches: those that were run.
-      kernels: each one's compiled kernel, None of a launch of no programs.
+      kernels: each one's compiled kernel; None where there is none, as in Triton's interpreter.
       tensors: as in `Plans.run`.
+      fresh: addresses of the memory that was allocated for these launches, to hand results on in.
+
+    Returns:
+      The plan; None where tensors overlap or are empty, a kernel is missing, or other memory is used.
     """
+    if any(tensor is not None and tensor.numel() == 0 for tensor in tensors):
+        return None
     extents = [(0, 0) if tensor is None else extent(tensor) for tensor in tensors]
     places: dict[int, int] = {}  # of memory that is no tensor's: by its address, bytes from the workspace's beginning
     steps, size = [], 0
     for launch, kernel in zip(launches, kernels, strict=True):
-        if kernel is None:
+        if not launch.programs:
             continue
+        if kernel is None:
+            return None
         named = {**launch.arguments, **launch.constants}
         arguments = [named[name] for name in launch.kernel.arg_names]
         pointers = []
@@ -120,6 +130,8 @@ def prepare(launches: Sequence[Launch], kernels: Sequence[Any], tensors: Sequenc
                 pointers.append((number, inside[0], at - extents[inside[0]][0]))
                 continue
             storage = value.untyped_storage()
+            if storage.data_ptr() not in fresh:
+                return None
             if storage.data_ptr() not in places:
                 places[storage.data_ptr()] = size
                 size += -(-storage.nbytes() // ALIGNMENT) * ALIGNMENT
@@ -134,7 +146,7 @@ def signature(tensor: Tensor | None) -> Hashable:
     """Return all that launches depend on in a tensor but its address: Triton compiles for addresses of 16 bytes."""
     if tensor is None:
         return None
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.data_ptr() % 16
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.device, tensor.data_ptr() % 16
 
 
 def extent(tensor: Tensor) -> tuple[int, int]:
@@ -153,17 +165,27 @@ def _first(tensors: Sequence[Tensor | None]) -> Tensor:
 
 
 class Watch(TorchDispatchMode):
-    """Notes whether PyTorch does more than views and fresh memory meanwhile."""
+    """Notes whether PyTorch does more than views and fresh memory meanwhile, and where that memory is."""
 
-    computes = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.computes = False
+        self.fresh: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        # not by func.is_view: inside an operator reshape comes here whole, and it may copy
-        views = not func._schema.is_mutable and isinstance(result, Tensor) and _same_memory(result, args[0])
-        self.computes |= not (views or func._schema.name in _FRESH)
+        if func._schema.name in _FRESH:
+            self.fresh.add(result.untyped_storage().data_ptr())
+        else:
+            self.computes |= func._schema.is_mutable or not _views(result, args)
         return result
 
 
-def _same_memory(first: Tensor, second: Tensor) -> bool:
-    return first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+def _views(result: Any, args: Sequence[Any]) -> bool:
+    """Say whether a result is a view of the first argument.
+
+    Not by the operation: inside an operator `reshape` comes whole to a mode, and it may copy.
+    """
+    if not isinstance(result, Tensor) or not args or not isinstance(args[0], Tensor):
+        return False
+    return result.untyped_storage().data_ptr() == args[0].untyped_storage().data_ptr()

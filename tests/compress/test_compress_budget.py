@@ -177,6 +177,7 @@ def test_microseconds_are_those_of_verified_records():
         _row("low_rank", 8, 1.0, tokens=16),
         _row("monarch", 3, 4.0),
         {"kind": "env"},
+        _row("monarch", 3, 9.0) | {"layer": "*", "in_features": None, "blocks": None},
     ]
     times = compress.latencies(rows, 1)
     low_rank = {rank: Spec("low_rank", 24, 36, rank=rank) for rank in (4, 8)}
@@ -272,7 +273,46 @@ def test_sensitivities_tell_which_layer_matters():
     assert weighted.lost["loud"] < equal.lost["loud"]
 
 
+def test_where_no_layer_matters_all_count_alike():
+    params = _model(a=_decaying(0), b=_decaying(1))
+    specs = {path: Spec("low_rank", 24, 36, rank=4) for path in params}
+    assert compress.sensitivities(params, specs, lambda tree: 3.0) == {"a": 1.0, "b": 1.0}
+    losses = iter([3.0, float("nan")])
+    with pytest.raises(InputError, match="a: the model's loss is no finite number"):
+        compress.sensitivities(params, specs, lambda tree: next(losses))
+
+
+def test_the_size_of_a_weight_changes_no_curve():
+    small, large = (curves.curve(_decaying(0) * size, "low_rank", (1, 1), (2, 5), KEY) for size in (1.0, 1e25))
+    np.testing.assert_allclose(large.lost, small.lost, rtol=1e-3)
+
+
 # What is refused
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+def test_weights_that_are_no_weights_are_told(weight):
+    with pytest.raises(InputError, match="a has weight"):
+        compress.allocate(_model(a=_decaying(0)), Target("layer_factor", 2), FEW, weights={"a": weight})
+    with pytest.raises(InputError, match="b has weight"):
+        compress.allocate(_model(a=_decaying(0)), Target("layer_factor", 2), FEW, weights={"b": 1.0})
+
+
+def test_statistics_that_are_none_are_told():
+    params, target = _model(a=_decaying(0)), Target("layer_factor", 2)
+    for inputs, said in (
+        (_statistics(23), "a: the statistics are of 23 inputs, and the layer has 24"),
+        (sums.empty(24), "a: no calibration input reached the layer"),
+        (_statistics(24)._replace(scatter=jnp.full((24, 24), jnp.nan)), "a: its calibration inputs hold NaN"),
+    ):
+        with pytest.raises(InputError, match=said):
+            compress.allocate(params, target, FEW, statistics={"a": inputs})
+
+
+def test_times_of_two_devices_are_told():
+    rows = [_row("dense", 0, 10.0, device="one"), _row("low_rank", 4, 3.0, device="two")]
+    with pytest.raises(InputError, match="the times are of one, None and two, None"):
+        compress.latencies(rows, 1)
 
 
 def test_wrong_requests_are_told():

@@ -62,6 +62,8 @@ def _says(capsys, *flags):
         ([MLP, "--rank=6", "--blocks=4y4"], '--blocks is like 16 or 8x16, not "4y4"'),
         ([MLP, "--rank=6", "--dtype=float8"], 'unknown dtype "float8"'),
         ([MLP, "--rank=6", "--shard-gib=0"], "--shard-gib is 0"),
+        ([MLP, "--rank=6", "--shard-gib=inf"], "--shard-gib is inf"),
+        ([MLP, "--rank=6", f"--seed={2**70}"], "--seed is"),
         ([MLP, "--rules=none.json"], "--rules and --layers both"),
         (["--rules=none.json"], "no rules at none.json"),
         (["--random=llama7b"], "--random takes no --checkpoint"),
@@ -104,12 +106,22 @@ def _put(folder, value):
 
 def test_a_folder_of_other_files_is_left_alone(checkpoints, tmp_path, capsys):
     llama = f"--checkpoint={checkpoints / 'llama'}"
-    for out, name in ((checkpoints / "llama", "config.json"), (tmp_path, "notes.txt")):
-        (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "notes.txt").write_text("mine")
+    for out, sentence in ((checkpoints / "llama", "the checkpoint's own folder"), (tmp_path, "such as notes.txt")):
         before = sorted(entry.name for entry in out.iterdir())
         said = _says(capsys, llama, f"--out={out}", MLP, "--format=low_rank", "--rank=6", "--fresh")
-        assert f"holds other files, such as {name}" in said
+        assert sentence in said
         assert sorted(entry.name for entry in out.iterdir()) == before
+
+
+def test_factors_are_not_compressed_again_nor_over_themselves(checkpoints, tmp_path, capsys):
+    out, flags = tmp_path / "out", [MLP, "--format=low_rank", "--rank=6"]
+    assert command.main([f"--checkpoint={checkpoints / 'llama'}", f"--out={out}", *flags]) == 0
+    before = {entry.name: entry.read_bytes() for entry in out.iterdir()}
+    for other in (out, tmp_path / "other"):
+        said = _says(capsys, f"--checkpoint={out}", f"--out={other}", "--layers=*.q_proj", *flags[1:], "--fresh")
+        assert "holds factors already" in said
+    assert {entry.name: entry.read_bytes() for entry in out.iterdir()} == before
 
 
 def test_two_devices_find_what_one_does(checkpoints, tmp_path):

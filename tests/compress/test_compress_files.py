@@ -74,6 +74,7 @@ def fits(monkeypatch):
         ("llama_bf16", "model.layers.1.*_proj", "float32"),
         ("llama", "*.down_proj", "bfloat16"),
         ("gpt2", "transformer.h.*", ""),
+        ("gpt2", "transformer.h.*", "bfloat16"),
     ],
 )
 def test_the_factors_are_those_of_a_fit(checkpoints, tmp_path, name, pattern, dtype):
@@ -102,6 +103,10 @@ def test_the_factors_are_those_of_a_fit(checkpoints, tmp_path, name, pattern, dt
         assert rows[path]["relative_error"] == pytest.approx(error, rel=2e-3)
         assert rows[path]["params_after"] == sum(factor.size for factor in kernel.values())
         assert (bias is None) == (f"{path}.bias" not in before)
+        if bias is not None:  # a layer is of one dtype
+            assert bias.dtype == kept
+            assert _bits(bias) == _bits(before.pop(f"{path}.bias").to(kept))
+            del after[f"{path}.bias"]
     # All other tensors, biases too, are what they were, bit for bit.
     assert set(after) == set(before)
     for tensor, numbers in before.items():

@@ -65,6 +65,7 @@ WRONG = {
     "an unknown target": ([CONFIG, "--config.budget.target=layers"], 'unknown target "layers"'),
     "a target of nothing": ([CONFIG, "--config.budget.value=0"], "is not positive"),
     "blocks that are no numbers": ([CONFIG, "--config.budget.blocks=4,x"], "budget.blocks is whole numbers"),
+    "blocks that look like numbers": ([CONFIG, "--config.budget.blocks=²"], "budget.blocks is whole numbers"),
     "an unknown format in a budget": ([CONFIG, "--config.budget.formats=lowrank"], 'unknown format "lowrank"'),
     "no multiple": ([CONFIG, "--config.budget.multiple=0"], "must be 1 or more"),
     "no rules": ([CONFIG, "--config.rules=()"], "rules is empty"),

@@ -187,6 +187,7 @@ def test_a_budget_becomes_a_plan_that_compresses(finished, tiny, capsys):
     assert run.main([*flags, "--config.stages=compress", f"--config.rules_file={plan}"]) == 0
     whole = records.read(finished / "compress" / "records.jsonl")[-1]
     assert whole["layer_factor"] >= 1.5
+    assert "allocate" in {row["kind"] for row in records.read(finished / "records.jsonl")}  # a plan leaves it as it is
     assert run.main([*flags, "--config.stages=compress", f"--config.rules_file={plan}"]) == 0
     assert "compress: done before" in capsys.readouterr().out
     rules = json.loads(plan.read_text())

@@ -53,8 +53,9 @@ def _packed(format: str, impl: str, operands):
 def test_a_plan_points_into_other_tensors_as_their_launches_do(format, impl):
     first, second = (_packed(format, impl, _operands(format, seed)) for seed in (1, 2))
     seen: list = []
-    launches = _launches(format, impl, first)
-    plan = plans.prepare(launches, [Kernel(seen)] * len(launches), first)
+    with plans.Watch() as watch:
+        launches = _launches(format, impl, first)
+    plan = plans.prepare(launches, [Kernel(seen)] * len(launches), first, watch.fresh)
     assert plan is not None
     plan.run(second)
     expected = _launches(format, impl, second)
@@ -80,25 +81,30 @@ def test_memory_between_launches_does_not_overlap():
     first, second = torch.empty(100), torch.empty(300)
     launch = launching.Launch(_named("a", "b", "c"), 1, {"a": x, "b": first, "c": second[10:]}, {}, 4, 1)
     seen: list = []
-    plan = plans.prepare([launch], [Kernel(seen)], (x,))
+    fresh = {first.data_ptr(), second.data_ptr()}
+    plan = plans.prepare([launch], [Kernel(seen)], (x,), fresh)
     assert plan is not None
     plan.run((x,))
     (_, (a, b, c)), *_ = seen
     assert (a, c - 40 - b) == (x.data_ptr(), 512)
     assert plan.workspace_bytes == 512 + 1536
+    assert plans.prepare([launch], [Kernel(seen)], (x,), {first.data_ptr()}) is None  # the second lives on elsewhere
+    assert plans.prepare([launch], [None], (x,), fresh) is None  # as the interpreter's kernels
+    assert plans.prepare([launch], [Kernel(seen)], (x, torch.empty(0)), fresh) is None
 
 
 def test_overlapping_tensors_have_no_plan():
     """A residual that is the input may be another tensor in the next call."""
     operands = _operands("monarch", 1)
     operands = (*operands[:4], operands[5], operands[5], operands[6])
-    launches = _launches("monarch", "triton_streaming", operands)
-    assert plans.prepare(launches, [Kernel([])] * len(launches), operands) is None
+    with plans.Watch() as watch:
+        launches = _launches("monarch", "triton_streaming", operands)
+    assert plans.prepare(launches, [Kernel([])] * len(launches), operands, watch.fresh) is None
 
 
 def test_a_launch_of_no_programs_is_left_out():
     launch = launching.Launch(_named("a"), 0, {"a": torch.zeros(3)}, {}, 4, 1)
-    assert plans.prepare([launch], [None], (torch.zeros(3),)) == plans.Plan([], 0)
+    assert plans.prepare([launch], [None], (torch.zeros(3),), ()) == plans.Plan([], 0)
 
 
 @pytest.mark.parametrize(
@@ -108,9 +114,10 @@ def test_a_launch_of_no_programs_is_left_out():
         (lambda x: x[:, :8], False),
         (lambda x: x.t().contiguous().t(), False),
         (lambda x: x.half(), False),
+        (lambda x: x.to("meta"), False),
         (lambda x: torch.cat([x.flatten(), x.flatten()])[1:65].view(4, 16), False),
     ],
-    ids=["copy", "narrower", "strides", "dtype", "alignment"],
+    ids=["copy", "narrower", "strides", "dtype", "device", "alignment"],
 )
 def test_a_signature_tells_what_a_kernel_is_compiled_for(change, same):
     x = torch.randn(4, 16)
@@ -130,8 +137,24 @@ def test_a_signature_tells_what_a_kernel_is_compiled_for(change, same):
         (lambda x: x.new_empty(3, 4), False),
         (lambda x: x.new_zeros(3), True),
         (lambda x: x.zero_(), True),
+        (lambda x: torch.empty(3), False),
+        (lambda x: torch.arange(3), True),
+        (lambda x: torch.cat([x, x]), True),
     ],
-    ids=["views", "flatten", "reshape", "copy", "contiguous", "packing", "memory", "zeros", "writing"],
+    ids=[
+        "views",
+        "flatten",
+        "reshape",
+        "copy",
+        "contiguous",
+        "packing",
+        "memory",
+        "zeros",
+        "writing",
+        "empty",
+        "arange",
+        "cat",
+    ],
 )
 @pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside an operator"])
 def test_what_computes_is_noticed(work, computes, inside):
