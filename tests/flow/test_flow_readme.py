@@ -8,7 +8,7 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 def test_python_blocks_of_the_readme_run():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
