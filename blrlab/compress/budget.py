@@ -18,7 +18,7 @@ from blrlab.compress.curves import curve
 from blrlab.compress.plan import linears
 from blrlab.compress.spending import Allocation, Option, choose
 from blrlab.compress.statistics import Statistics
-from blrlab.compress.tree import check, compress_layer, copy_tree, finite, layer_of
+from blrlab.compress.tree import Tree, check, compress_layer, copy_tree, finite, layer_of
 from blrlab.errors import InputError, one_of
 from blrlab.factors import BLOCKED, FORMATS, Spec
 
@@ -121,21 +121,21 @@ def allocate(
       InputError: a path has no dense kernel, or the budget is less than the cheapest options cost.
     """
     allowed, key = allowed or Allowed(), jax.random.key(0) if key is None else key
-    sizes = linears(params)
+    sizes, tree = linears(params), copy_tree(params)
     for path in paths or ():
-        layer_of(copy_tree(params), path)
+        layer_of(tree, path)
     chosen = [path for path in sizes if paths is None or path in paths]
     if not chosen:
         raise InputError("there is no dense layer to give a budget to.")
     for path, weight in (weights or {}).items():
         if path not in chosen or not 0 <= weight < math.inf:
             raise InputError(f"{path} has weight {weight:g}: weights are finite, not negative, and of layers.")
-    price, budget = _price(params, target, chosen, latencies)
+    price, budget = _price(tree, target, chosen, latencies)
     options = {}
     for number, path in enumerate(chosen):
         inputs = (statistics or {}).get(path)
         specs = [spec for spec in allowed.specs(*sizes[path]) if price(path, spec) is not None]
-        layer = layer_of(copy_tree(params), path)
+        layer = layer_of(tree, path)
         finite(path, layer["kernel"])
         try:
             check(inputs, sizes[path][0])
@@ -218,10 +218,10 @@ def latencies(rows: Sequence[Mapping[str, Any]], tokens: int) -> dict[Spec, floa
 
 
 def _price(
-    params: Mapping[str, Any], target: Target, paths: Sequence[str], times: Latencies | None
+    params: Tree, target: Target, paths: Sequence[str], times: Latencies | None
 ) -> tuple[Callable[[str, Spec], float | None], float]:
     """Return what a spec costs, None where that is not known, and what all layers may cost."""
-    kernels = {path: layer_of(copy_tree(params), path)["kernel"] for path in paths}
+    kernels = {path: layer_of(params, path)["kernel"] for path in paths}
     if target.kind == "microseconds":
         if not times:
             raise InputError("a target in microseconds needs the measured times of specs: allocate's latencies.")

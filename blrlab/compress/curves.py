@@ -70,8 +70,18 @@ def curve(
         fitted = [float(_fitted(exact, format, blocks, ranks[-1], jnp.asarray(rank), key, gram)) ** 2 for rank in few]
         over = np.log(np.maximum(fitted, LEAST)) - np.log(lost[np.searchsorted(ranks, few)])
         lost = lost * np.exp(np.interp(ranks, few, over))
+    if statistics is not None and has_bias:
+        lost = lost * _varying(exact, statistics)
     known = np.minimum.accumulate(np.nan_to_num([1.0, *lost], nan=1.0))
     return Curve((0, *ranks), tuple(np.minimum(known, 1.0).tolist()))
+
+
+def _varying(weight: Array, statistics: Statistics) -> float:
+    """Return the share of the output's energy that a bias cannot give: what can be lost at most."""
+    varying, whole = (
+        jnp.vdot(weight, statistics.moments(centred).astype(weight.dtype) @ weight) for centred in (True, False)
+    )
+    return float(varying / jnp.where(whole > 0, whole, 1))
 
 
 def anchors(ranks: Sequence[int], most: int) -> list[int]:

@@ -69,6 +69,17 @@ def test_a_whitened_spectrum_tells_what_is_lost_of_the_output():
         assert found.at(rank) == pytest.approx(error**2, rel=0.05)  # damping counts rare inputs a little more
 
 
+def test_what_a_bias_takes_up_is_not_lost():
+    """Losses are shares of the whole output, as those of fits are that weigh layers against each other."""
+    random = np.random.default_rng(0)
+    x = jnp.asarray(random.normal(size=(500, 24)) + 2 * random.normal(size=24), jnp.float32)
+    weight, inputs = _decaying(0, decay=0.9), sums.add(sums.empty(24), x)
+    found = curves.curve(weight, "low_rank", (1, 1), (3, 6), KEY, inputs, has_bias=True)
+    for rank in (3, 6):
+        fit = compress.fit(weight, Spec("low_rank", 24, 36, rank=rank), KEY, inputs, has_bias=True)
+        assert found.at(rank) == pytest.approx(float(fit.output_error) ** 2, rel=0.05)
+
+
 @pytest.mark.parametrize(("format", "inputs"), [("blast", False), ("blast", True), ("monarch", True)])
 def test_fitted_curves_are_near_the_fits_between_their_anchors(format, inputs, monkeypatch):
     monkeypatch.setattr(curves, "ANCHORS", 3)
