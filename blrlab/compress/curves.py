@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from blrlab.compress import statistics as sums
 from blrlab.compress.statistics import Statistics
-from blrlab.factors import alternating, descent
+from blrlab.factors import alternating, descent, low_rank
 
 ANCHORS, SWEEPS = 4, 40  # ranks that are fitted, and for how long
 LEAST = 1e-12  # of the energy; what is lost less is taken for that
@@ -100,7 +100,7 @@ def _spectral(weight: Array, blocks: tuple[int, int], gram: Array | None) -> Arr
     """Return the share of the energy beyond the first r singular values of every block, for r = 0, 1, ..."""
     whitened = weight if gram is None else jnp.linalg.cholesky(gram).T @ weight
     cut = rearrange(whitened, "(l p) (k q) -> (l k) p q", l=blocks[0], k=blocks[1])
-    energies = jnp.square(jnp.linalg.svd(cut, compute_uv=False)).sum(0)
+    energies = jax.vmap(low_rank.energies)(cut).sum(0)
     beyond = jnp.concatenate([jnp.cumsum(energies[::-1])[::-1], jnp.zeros(1, energies.dtype)])
     return beyond / jnp.where(beyond[0] > 0, beyond[0], 1)
 
