@@ -107,8 +107,8 @@ def svd(weight: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, 
 def svd_by_gram(weight: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, "k"], Float[Array, "k n"]]:
     """Return the reduced SVD by the eigenvectors of the smaller of W W^T and W^T W.
 
-    Singular values below about 3e-4 of the largest (float32) drown in rounding: a truncation then leaves up to 3.5e-4 of
-    the weight's norm more than it need, and no more than it need where it leaves 1e-2 or more.
+    Singular values below about 3e-4 of the largest (float32) drown in rounding: a truncation then leaves up to 3.5e-4
+    of the weight's norm more than it need, and no more than it need where it leaves 1e-2 or more.
     """
     if weight.shape[0] > weight.shape[1]:
         left, values, right = svd_by_gram(weight.T)

@@ -126,7 +126,7 @@ def test_a_coarse_sketch_is_near_the_truncated_svd(size):
 @pytest.mark.parametrize("size", [(60, 90), (90, 60)])
 @pytest.mark.parametrize("largest_share", [1e-1, 1e-2, 1e-4])
 def test_an_svd_by_eigenvectors_loses_what_it_says(size, largest_share):
-    """At most 3.5e-4 of the norm more than the optimum, nothing where that is 1e-2; spectra of 1 down to the share^2."""
+    """At most 3.5e-4 of the norm more than the optimum, nothing where that is 1e-2."""
     left, right = (np.linalg.qr(np.random.default_rng(seed).normal(size=(n, n)))[0] for seed, n in enumerate(size))
     values = np.geomspace(1, largest_share**2, min(size))
     weight = (left[:, : len(values)] * values) @ right[: len(values)]
