@@ -18,7 +18,7 @@ from jax.scipy.sparse.linalg import cg
 from jaxtyping import Array, Float
 
 from blrlab.factors import descent, low_rank
-from blrlab.factors.descent import RIDGE, Parts, Problem, Progress, downhill, solve
+from blrlab.factors.descent import RIDGE, Parts, Problem, Progress, downhill, inverse, solve
 
 NOISE = 0.1
 SKETCHED_FROM = 1024  # the smaller side of weights whose start is sketched
@@ -141,10 +141,10 @@ def _blast_sweep(problem: Problem, parts: Parts, pull: Array) -> tuple[Parts, Pa
     """Solve for V and S, then for U, with what the ones before became; return them, and the descent before."""
     V, S, U = parts
     right = jnp.einsum("krq,ksq->krs", U, U)
-    if problem.gram is None:
+    if problem.gram is None or problem.own is None:
         return _plain_sweep(V, S, U, right, pull)
     descent = downhill(_blast_product, parts, pull)
-    V, S, pull = _row_by_row(problem.gram, V, S, U, right, pull)
+    V, S, pull = _row_by_row(problem.gram, problem.own, V, S, U, right, pull)
     U = U + solve(_blast_normal(problem, V, S), jnp.einsum("lkr,lpr,lkpq->krq", S, V, pull))
     return (V, S, U), descent
 
@@ -197,26 +197,28 @@ def _blast_normal(problem: Problem, V: Array, S: Array) -> Array:
     return jnp.einsum("lkr,lmrs,mks->krs", S, inner, S)
 
 
-def _row_by_row(gram: Array, V: Array, S: Array, U: Array, right: Array, pull: Array) -> tuple[Array, Array, Array]:
-    """Solve for V[l], then S[l], one l after another; return them and G times the residual that is left."""
+def _row_by_row(
+    gram: Array, own: Array, V: Array, S: Array, U: Array, right: Array, pull: Array
+) -> tuple[Array, Array, Array]:
+    """Solve for V[l], then S[l], one l after another; return them and G times the residual that is left.
+
+    What is divided by is inverted before, for all l at once: a GPU would spend most of a sweep on solves for one.
+    """
+    normal = inverse(_left_normal(S, right))
 
     def one(row: Array, given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         V, S, pull = given
-        own, column = gram[row, row], gram[:, row]
-        change = solve(own, _of_left(pull[row][None], S[row][None], U, right)[0])
-        pull = pull - jnp.einsum("mpu,ukq->mkpq", column, jnp.einsum("ur,kr,krq->ukq", change, S[row], U))
+        within = gram[row, row]
+        change = own[row] @ jnp.einsum("kpq,krq,kr->pr", pull[row], U, S[row]) @ normal[row]
+        grown = jnp.einsum("ur,kr,krq->ukq", change, S[row], U)
         V = V.at[row].add(change)
-        left = V[row].T @ own @ V[row]
-        change = _of_middle(jnp.einsum("pr,kpq,krq->kr", V[row], pull[row], U)[None], left[None], right)[0]
-        pull = pull - jnp.einsum("mpu,ukq->mkpq", column, jnp.einsum("ur,kr,krq->ukq", V[row], change, U))
+        seen = jnp.einsum("pr,kpq,krq->kr", V[row], pull[row] - jnp.einsum("pu,ukq->kpq", within, grown), U)
+        change = _of_middle(seen[None], (V[row].T @ within @ V[row])[None], right)[0]
+        grown = grown + jnp.einsum("ur,kr,krq->ukq", V[row], change, U)
+        pull = pull - jnp.einsum("mpu,ukq->mkpq", gram[:, row], grown)
         return V, S.at[row].add(change), pull
 
     return jax.lax.fori_loop(0, V.shape[0], one, (V, S, pull))
-
-
-def _of_left(pull: Array, S: Array, U: Array, right: Array) -> Array:
-    """Return the change of V [l, p, r] that its solve makes; a block of G is still to be divided out."""
-    return solve(_left_normal(S, right), jnp.einsum("lkpq,krq,lkr->lrp", pull, U, S)).mT
 
 
 def _of_middle(descents: Array, left: Array, right: Array) -> Array:
@@ -249,15 +251,14 @@ def _monarch_product(parts: Parts) -> Array:
 
 def _monarch_sweep(problem: Problem, parts: Parts, pull: Array) -> tuple[Parts, Parts]:
     """Solve for V[l], one l after another, then for U[:, k] jointly; return them, and the descent before."""
-    (V, U), gram = parts, problem.gram
+    (V, U), gram, own = parts, problem.gram, problem.own
     assert gram is not None
-    right = U @ U.mT  # [l, k, r, r]
+    assert own is not None
+    right = inverse(U @ U.mT)  # [l, k, r, r]
 
     def one(row: Array, given: tuple[Array, Array]) -> tuple[Array, Array]:
         V, pull = given
-        change = solve(right[row], (pull[row] @ U[row].mT).mT).mT  # [k, p, r]
-        change = solve(gram[row, row], rearrange(change, "k p r -> p (k r)"))
-        change = rearrange(change, "p (k r) -> k p r", k=U.shape[1])
+        change = own[row] @ (pull[row] @ U[row].mT) @ right[row]  # [k, p, r]
         pull = pull - jnp.einsum("mpu,kuq->mkpq", gram[:, row], change @ U[row])
         return V.at[row].add(change), pull
 

@@ -42,10 +42,14 @@ class Progress(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What is fitted: the weight's blocks [b1, b2, p, q], and those of G [b1, b1, p, p] or None."""
+    """What is fitted: the weight's blocks [b1, b2, p, q], and those of G [b1, b1, p, p] or None.
+
+    With G, own [b1, p, p] are the inverses of its blocks on the diagonal.
+    """
 
     target: Array
     gram: Array | None = None
+    own: Array | None = None
 
     def pull(self, residual: Array) -> Array:
         """Return G residual."""
@@ -86,7 +90,8 @@ def in_blocks(weight: Float[Array, "i o"], blocks: tuple[int, int], gram: Float[
     target = rearrange(weight, "(l p) (k q) -> l k p q", l=blocks[0], k=blocks[1])
     if gram is None:
         return Problem(target)
-    return Problem(target, rearrange(gram, "(l p) (m u) -> l m p u", l=blocks[0], m=blocks[0]))
+    cut = rearrange(gram, "(l p) (m u) -> l m p u", l=blocks[0], m=blocks[0])
+    return Problem(target, cut, inverse(jnp.einsum("llpu->lpu", cut)))
 
 
 def normalised(weight: Array) -> tuple[Array, Array]:
@@ -205,3 +210,8 @@ def solve(normal: Array, right: Array) -> Array:
     ridge = RIDGE * mean + jnp.finfo(normal.dtype).tiny
     identity = jnp.broadcast_to(jnp.eye(size, dtype=normal.dtype), normal.shape)
     return jax.scipy.linalg.cho_solve((jnp.linalg.cholesky(normal + ridge * identity), True), right)
+
+
+def inverse(normal: Array) -> Array:
+    """Return what `solve` multiplies by, nearly: enough for a direction of descent."""
+    return solve(normal, jnp.broadcast_to(jnp.eye(normal.shape[-1], dtype=normal.dtype), normal.shape))
