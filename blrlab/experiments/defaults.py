@@ -92,6 +92,7 @@ def _everything() -> Config:
     config.compress.mode = "plain"
     config.compress.windows = 128  # of the training text, evenly spread, for whitened and sequential
     config.compress.batch = 8
+    config.compress.seed = 0  # of random starts
     config.compress.low_rank = "svd"  # or randomized_svd
     config.compress.monarch = "block_svd"
     config.compress.blast = "alternating"  # or precgd, as published

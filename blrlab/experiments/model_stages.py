@@ -38,7 +38,8 @@ class Run:
 
     def key(self, phase: int) -> jax.Array:
         """Return the random key of a phase."""
-        return jax.random.fold_in(jax.random.key(self.made.config.seed), phase)
+        key = jax.random.fold_in(jax.random.key(self.made.config.seed), phase)
+        return jax.random.fold_in(key, self.made.config.compress.seed) if phase == COMPRESS else key
 
     @functools.cached_property
     def dataset(self) -> Dataset:
