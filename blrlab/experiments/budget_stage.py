@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blrlab import compress, data, records, train
+from blrlab import compress, data, factors, records, train
 from blrlab.compress import Allocation, Allowed, Target
 from blrlab.compress.rows import spec_fields
 from blrlab.errors import InputError
@@ -78,6 +78,8 @@ def _record(path: str, spec: Spec, found: Allocation, weights: Mapping[str, floa
         **spec_fields(spec),
         "lost": found.lost[path],
         "weight": weights[path] if weights else 1.0,
+        "params_before": spec.in_features * spec.out_features,
+        "params_after": factors.parameter_count(spec),
     }
 
 

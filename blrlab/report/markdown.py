@@ -11,6 +11,7 @@ from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
 from blrlab.report.summary.latency import Timing, by_layer, profiled
 from blrlab.report.summary.speed import Speed, mean_words, speeds
+from blrlab.report.tables.budget import budget_tables, extrapolation_table
 from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.predictions import advice_table, prediction_table
 from blrlab.report.tables.quality import quality_tables
@@ -97,6 +98,15 @@ def _quality(runs: list[Run]) -> list[str]:
     return [from_table(t) for (data_hash, device), members in found for t in quality_tables(data_hash, device, members)]
 
 
+def _budget(runs: list[Run]) -> list[str]:
+    return [from_table(table) for table in budget_tables(runs)]
+
+
+def _extrapolation(runs: list[Run]) -> list[str]:
+    found = bench_by_device(runs, "extrapolation").items()
+    return [from_table(extrapolation_table(device, rows)) for device, rows in found]
+
+
 def _bounds(runs: list[Run]) -> list[str]:
     return [from_table(prediction_table(device, rows)) for device, rows in predictions(runs).items()]
 
@@ -113,6 +123,8 @@ KINDS: dict[str, Callable[[list[Run]], list[str]]] = {
     "latency": _latency,
     "speedup": _speedup,
     "quality": _quality,
+    "budget": _budget,
+    "extrapolation": _extrapolation,
     "bounds": _bounds,
     "advice": _advice,
     "counters": _counters,

@@ -20,6 +20,7 @@ from blrlab.report.run_pictures import run_pictures
 from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences, prediction_sentences
 from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
+from blrlab.report.tables.budget import budget_tables, extrapolation_table
 from blrlab.report.tables.compression import compression_table
 from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.latency import latency_table
@@ -101,6 +102,8 @@ def _tables(runs: list[Run], quality: Quality, timings: dict[str, list[Record]])
     tables: list[Table | None] = []
     for (data_hash, device), members in quality.items():
         tables += [*quality_tables(data_hash, device, members), compression_table(members)]
+    tables += budget_tables(runs)
+    tables += [extrapolation_table(device, rows) for device, rows in bench_by_device(runs, "extrapolation").items()]
     for device, rows in timings.items():
         tables += [means_table(device, rows), latency_table(device, rows)]
     tables += [counters_table(device, rows) for device, rows in bench_by_device(runs, "counters").items()]

@@ -32,14 +32,15 @@ def headline(run: Run, variant: Variant) -> str:
     course = _course(known, next((row.loss_unit for row in rows if row.loss is not None), "nats"))
     if not course:
         return words.sentence(f"{_cut(run, variant)}; its loss is not evaluated")
-    return words.sentence(f"{_cut(run, variant)}; {_loss_of(split)} {course}: {won_back(known, continued_words(run))}")
+    won = won_back(known, continued_words(run))
+    return words.sentence(f"{_cut(run, variant)}; {_loss_of(split)} {course}{': ' if won else ''}{won}")
 
 
 def won_back(known: dict[str, float | None], continued: str = "the dense model trained on") -> str:
-    """Say which share of the loss healing won back, against dense and against `continued`, or why none."""
+    """Say which share of the loss healing won back, against dense and against `continued`; nothing if not healed."""
     compressed, healed = known.get("compressed"), known.get("healed")
     if compressed is None or healed is None:
-        return "without a compressed and a healed loss there is no share won back"
+        return ""
     parts: list[str] = []
     for stage, reference in (("dense", "the dense model"), ("dense_continued", continued)):
         dense = known.get(stage)

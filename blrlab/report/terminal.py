@@ -14,6 +14,7 @@ from blrlab.report.groups import Record, Run, bench_by_device, labels, sections,
 from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences, prediction_sentences
 from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
+from blrlab.report.tables.budget import budget_tables, extrapolation_table
 from blrlab.report.tables.compression import compression_table
 from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.latency import latency_table
@@ -61,7 +62,11 @@ def _print_quality(runs: list[Run], console: Console) -> None:
         for label, run in zip(labels(members), members, strict=True):
             for line in headlines(run):
                 _say(console, f"{label}: {line}" if len(members) > 1 else line)
-    if not quality:
+    extrapolated = bench_by_device(runs, "extrapolation").items()
+    others = [*budget_tables(runs), *(extrapolation_table(device, rows) for device, rows in extrapolated)]
+    for table in others:
+        print_table(table, console)
+    if not (quality or others):
         _say(console, "Nothing was trained, compressed or evaluated in these records.")
 
 

@@ -60,7 +60,10 @@ def test_a_profilers_time_is_never_bold(build):
 @pytest.mark.parametrize("what", KINDS)
 def test_every_kind_is_a_table_or_a_sentence(build, what):
     counted = {"kind": "counters", "net": "gpt2s", "layer": "c_fc", "tokens": 16, "op": "blast", "impl": "torch_bmm"}
-    records = [*build.evaluated_suite(), *build.suite(1), counted, {**counted, "tokens": 64}]
+    given = [{"kind": "allocate", "path": path, "format": "blast", "lost": 0.1} for path in "ab"]
+    foretold = {"kind": "extrapolation", "net": "gpt2s", "layers": {"c_fc": {}, "c_proj": {}}}
+    others = [*given, foretold, counted, {**counted, "tokens": 64}]
+    records = [*build.evaluated_suite(), *build.suite(1), *others]
     said = markdown(records, what)
     rows = [line for line in said.splitlines() if line.startswith("|")]
     assert len(rows) > 3
