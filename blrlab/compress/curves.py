@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from blrlab.compress import statistics as sums
+from blrlab.compress.lean import lean
 from blrlab.compress.statistics import Statistics
 from blrlab.factors import alternating, descent, low_rank
 
@@ -67,7 +68,7 @@ def curve(
     lost = lost[np.minimum(ranks, len(lost) - 1)]
     if not closed:
         few = anchors(ranks, ANCHORS)
-        fitted = [float(_fitted(exact, format, blocks, ranks[-1], jnp.asarray(rank), key, gram)) ** 2 for rank in few]
+        fitted = [float(_errors(exact, format, blocks, ranks[-1], jnp.asarray(rank), key, gram)) ** 2 for rank in few]
         over = np.log(np.maximum(fitted, LEAST)) - np.log(lost[np.searchsorted(ranks, few)])
         lost = lost * np.exp(np.interp(ranks, few, over))
     if statistics is not None and has_bias:
@@ -105,7 +106,6 @@ def _spectral(weight: Array, blocks: tuple[int, int], gram: Array | None) -> Arr
     return beyond / jnp.where(beyond[0] > 0, beyond[0], 1)
 
 
-@functools.partial(jax.jit, static_argnames=("format", "blocks", "most"))
 @jax.default_matmul_precision("highest")
 def _fitted(
     weight: Array, format: str, blocks: tuple[int, int], most: int, rank: Array, key: Array, gram: Array | None
@@ -115,3 +115,6 @@ def _fitted(
         return alternating.blast(weight, blocks, most, key, gram, SWEEPS, used=rank)[1].errors[-1]
     assert gram is not None
     return alternating.monarch(weight, blocks, most, gram, SWEEPS, used=rank)[1].errors[-1]
+
+
+_errors = lean(_fitted, "format", "blocks", "most")

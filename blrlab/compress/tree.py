@@ -13,11 +13,13 @@ from jaxtyping import Array
 
 from blrlab import factors
 from blrlab.compress.fit import algorithm_of, fit
+from blrlab.compress.lean import lean
 from blrlab.compress.statistics import Statistics
 from blrlab.errors import InputError
 from blrlab.factors import Spec
 
 Tree = dict[str, Any]
+_fit = lean(fit, "spec", "algorithm", "has_bias", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,7 @@ def compress_layer(
         check(inputs, spec.in_features)
         name = algorithm_of(spec.format, (algorithms or {}).get(spec.format, ""))
         has_bias = inputs is not None and "bias" in layer
-        found = fit(weight, spec, key, inputs, algorithm=name, has_bias=has_bias, dtype=dtype)
+        found = _fit(weight, spec, key, inputs, algorithm=name, has_bias=has_bias, dtype=dtype)
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from None
     relative_error = float(found.relative_error)

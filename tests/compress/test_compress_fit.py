@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from blrlab import compress, factors
+from blrlab.compress import lean
 from blrlab.compress import statistics as sums
 from blrlab.errors import InputError
 from blrlab.factors import Spec
@@ -225,3 +226,14 @@ def test_what_is_refused_is_said():
     for sentence, inputs in refused.items():
         with pytest.raises(InputError, match=sentence):
             compress.compress(tree, specs, statistics={"up": inputs})
+
+
+def test_a_fit_by_itself_is_compiled_with_options_that_xla_knows(monkeypatch):
+    """On every platform: an option that XLA does not know is an error there, too."""
+    monkeypatch.setitem(lean.OPTIONS, jax.default_backend(), lean.OPTIONS["gpu"])
+    power = lean.lean(lambda x, n: x**n, "n")
+    assert float(power(jnp.asarray(3.0), 2)) == 9.0
+    assert float(power(jnp.asarray(3.0), n=3)) == 27.0
+    monkeypatch.setitem(lean.OPTIONS, jax.default_backend(), {"xla_gpu_no_such_option": True})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_no_such_option"):
+        lean.lean(lambda x, n: x**n, "n")(jnp.asarray(3.0), 2)
