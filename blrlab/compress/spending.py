@@ -5,7 +5,10 @@ cheapest, and the steepest step that still fits is taken until none does (margin
 over buys any option that fits.
 """
 
+import bisect
 import dataclasses
+import heapq
+import math
 from collections.abc import Mapping, Sequence
 
 from blrlab import factors
@@ -81,11 +84,12 @@ def uniform(options: Mapping[str, Sequence[Option]], budget: float) -> dict[str,
             )
             for path, found in options.items()
         }
-        for share in sorted({_share(each) for found in alike.values() for each in found}, reverse=True):
-            within = {path: [each for each in found if _share(each) <= share] for path, found in alike.items()}
-            if not all(within.values()):
+        shares = {path: [_share(each) for each in found] for path, found in alike.items()}
+        least = max((found[0] if found else math.inf) for found in shares.values())
+        for share in sorted({share for found in shares.values() for share in found}, reverse=True):
+            if share < least:
                 break
-            plan = {path: found[-1] for path, found in within.items()}
+            plan = {path: found[bisect.bisect_right(shares[path], share) - 1] for path, found in alike.items()}
             if sum(each.cost for each in plan.values()) <= budget:
                 plans[f"{format} {blocks[0]}" if format in BLOCKED else format] = plan
                 break
@@ -97,23 +101,24 @@ def _spent(options: Mapping[str, Sequence[Option]], budget: float, weights: Mapp
     hulls = {path: _hull(found) for path, found in options.items()}
     at = dict.fromkeys(options, 0)
     left = budget - sum(hull[0].cost for hull in hulls.values())
-    while True:
-        steps = [
-            (weights[path] * _slope(hull[at[path]], hull[at[path] + 1]), path)
-            for path, hull in hulls.items()
-            if at[path] + 1 < len(hull) and _rise(hull, at[path]) <= left
-        ]
-        if not steps:
-            break
-        _, path = max(steps, key=lambda step: step[0])
-        left -= _rise(hulls[path], at[path])
-        at[path] += 1
+    steps: list[tuple[float, int, str]] = []  # the next of every layer, the steepest on top
+
+    def offer(number: int, path: str) -> None:
+        hull, place = hulls[path], at[path]
+        if place + 1 < len(hull):
+            heapq.heappush(steps, (-weights[path] * _slope(hull[place], hull[place + 1]), number, path))
+
+    for number, path in enumerate(hulls):
+        offer(number, path)
+    while steps:
+        _, number, path = heapq.heappop(steps)
+        rise = hulls[path][at[path] + 1].cost - hulls[path][at[path]].cost
+        if rise <= left:  # what does not fit will not later
+            left -= rise
+            at[path] += 1
+            offer(number, path)
     chosen = {path: hull[at[path]] for path, hull in hulls.items()}
     return _topped_up(options, chosen, left, weights)
-
-
-def _rise(hull: Sequence[Option], place: int) -> float:
-    return hull[place + 1].cost - hull[place].cost
 
 
 def _topped_up(
