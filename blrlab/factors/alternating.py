@@ -58,12 +58,12 @@ def blast(
       {"V": [b1, p, r], "S": [b1, b2, r], "U": [b2, r, q]} and how it went.
     """
     unit, scale = descent.normalised(weight)
-    problem = descent.in_blocks(unit, blocks, gram)
     small = min(weight.shape)
     if sketched if sketched is not None else small >= SKETCHED_FROM and 2 * rank < small:
         V, U = low_rank.sketch(unit, rank, jax.random.fold_in(key, 1), gram, coarse=True)
     else:
         V, U = low_rank.truncate(unit, rank, gram)
+    problem = descent.in_blocks(unit, blocks, None if gram is None else descent.after(V, gram))
     S = 1 + NOISE * jax.random.normal(key, (*blocks, rank), weight.dtype)
     start = rearrange(V, "(l p) r -> l p r", l=blocks[0]), S, rearrange(U, "r (k q) -> k r q", k=blocks[1])
     if used is not None:  # what is zero in all factors stays so: no solve gives it anything
@@ -99,11 +99,10 @@ def monarch(
       {"V": [b1, b2, p, r'], "U": [b1, b2, r', q]} and how it went.
     """
     unit, scale = descent.normalised(weight)
-    problem = descent.in_blocks(unit, blocks, gram)
-    assert problem.gram is not None
-    own = jnp.einsum("llpu->lpu", problem.gram)
+    own = descent.diagonal(descent.cut(gram, blocks[0], blocks[0]))
     of_block = jax.vmap(low_rank.truncate, in_axes=(0, None, None))  # over output blocks
-    start = jax.vmap(lambda row, gram: of_block(row, rank, gram))(problem.target, own)
+    start = jax.vmap(lambda row, gram: of_block(row, rank, gram))(descent.cut(unit, *blocks), own)
+    problem = descent.in_blocks(unit, blocks, descent.after(start[0], gram))
     if used is not None:
         kept = jnp.arange(rank) < used
         start = start[0] * kept[None, None, None], start[1] * kept[None, None, :, None]

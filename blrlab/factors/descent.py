@@ -85,13 +85,32 @@ class _State(NamedTuple):
     index: Array
 
 
+def cut(matrix: Float[Array, "m n"], rows: int, columns: int) -> Float[Array, "rows columns p q"]:
+    """Cut a matrix into blocks."""
+    return rearrange(matrix, "(l p) (k q) -> l k p q", l=rows, k=columns)
+
+
 def in_blocks(weight: Float[Array, "i o"], blocks: tuple[int, int], gram: Float[Array, "i i"] | None) -> Problem:
     """Cut a weight and a Gram matrix into blocks."""
-    target = rearrange(weight, "(l p) (k q) -> l k p q", l=blocks[0], k=blocks[1])
+    target = cut(weight, *blocks)
     if gram is None:
         return Problem(target)
-    cut = rearrange(gram, "(l p) (m u) -> l m p u", l=blocks[0], m=blocks[0])
-    return Problem(target, cut, inverse(jnp.einsum("llpu->lpu", cut)))
+    grams = cut(gram, blocks[0], blocks[0])
+    return Problem(target, grams, inverse(diagonal(grams)))
+
+
+def diagonal(grams: Float[Array, "l l p p"]) -> Float[Array, "l p p"]:
+    """Return the blocks on the diagonal."""
+    return jnp.einsum("llpu->lpu", grams)
+
+
+def after(first: Array, value: Array) -> Array:
+    """Return a value that is there only once `first` is.
+
+    On few cores, jaxlib 0.10 waits for ever where two batched decompositions that know nothing of each other run at
+    once.
+    """
+    return value + 0 * first.ravel()[0]  # which XLA keeps: the number might be infinite
 
 
 def normalised(weight: Array) -> tuple[Array, Array]:

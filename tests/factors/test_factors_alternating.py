@@ -1,6 +1,8 @@
 """Alternating solves: lower than PrecGD in fewer sweeps, never rising, and exact where the format is."""
 
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +147,27 @@ def test_accelerators_are_spared_svds():
         texts = [lowered.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "cuda", "rocm")]
         assert ["gesdd" in text for text in texts] == [True, False, False]
         assert ["syevd" in text for text in texts] == [False, True, True]
+
+
+ENDS = """
+import jax
+from blrlab.factors import alternating
+
+key = jax.random.key(0)
+weight, x = jax.random.normal(key, (192, 768)), jax.random.normal(key, (400, 192))
+fits = (
+    lambda weight: alternating.monarch(weight, (4, 4), 12, x.T @ x)[1].errors,
+    lambda weight: alternating.blast(weight, (4, 4), 48, key, x.T @ x)[1].errors,
+)
+for fit in fits:
+    jax.jit(fit)(weight).block_until_ready()
+    jax.jit(jax.vmap(fit))(weight[None].repeat(2, 0)).block_until_ready()
+"""
+
+
+def test_fits_on_inputs_end():
+    """Batched decompositions that do not wait for one another never end in jaxlib 0.10 on two cores."""
+    subprocess.run([sys.executable, "-c", ENDS], check=True, timeout=240)
 
 
 def test_it_stops_where_sweeps_gain_nothing():
