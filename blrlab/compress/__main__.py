@@ -52,6 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"blrlab.compress: {error.strerror or error}{where}", file=sys.stderr)
         return EXIT_INPUT
+    except RuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "blrlab.compress: out of memory: another process may hold the device's, or the layer is too large.",
+            file=sys.stderr,
+        )
+        return EXIT_INPUT
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here.", file=sys.stderr)
         return EXIT_STOPPED

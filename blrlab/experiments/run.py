@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return _fail("out of memory: lower the batch of config.train and config.heal, or config.eval.batch.")
+        return _fail("out of memory: lower the batch of config.train, config.heal, config.compress or config.eval.")
 
 
 def _stop(*_: object) -> None:

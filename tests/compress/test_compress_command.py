@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -158,6 +159,19 @@ def test_times_of_random_weights_are_labelled_as_extrapolated(tmp_path, capsys):
     warm = sum(12 * row["seconds"] for row in rows[1::2])
     first = sum(max(one["seconds"] - two["seconds"], 0) for one, two in zip(rows[::2], rows[1::2], strict=True))
     assert whole["seconds"] == pytest.approx(warm + first)
+
+
+def test_out_of_memory_is_a_sentence_and_other_errors_are_not_hidden(monkeypatch, capsys):
+    def fail(*given, **named):
+        raise jax.errors.JaxRuntimeError(message)
+
+    monkeypatch.setattr(streaming, "time_random", fail)
+    message = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 5 bytes."
+    assert command.main(["--random=gpt2s", "--format=monarch"]) == 2
+    assert capsys.readouterr().err.startswith("blrlab.compress: out of memory: ")
+    message = "INTERNAL: a fault"
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a fault"):
+        command.main(["--random=gpt2s", "--format=monarch"])
 
 
 def test_an_extrapolation_counts_compilation_once():
