@@ -68,7 +68,7 @@ def curve(
     lost = lost[np.minimum(ranks, len(lost) - 1)]
     if not closed:
         few = anchors(ranks, ANCHORS)
-        fitted = [float(_errors(exact, format, blocks, ranks[-1], jnp.asarray(rank), key, gram)) ** 2 for rank in few]
+        fitted = [float(_error(exact, format, blocks, ranks[-1], jnp.asarray(rank), key, gram)) ** 2 for rank in few]
         over = np.log(np.maximum(fitted, LEAST)) - np.log(lost[np.searchsorted(ranks, few)])
         lost = lost * np.exp(np.interp(ranks, few, over))
     if statistics is not None and has_bias:
@@ -117,4 +117,4 @@ def _fitted(
     return alternating.monarch(weight, blocks, most, gram, SWEEPS, used=rank)[1].errors[-1]
 
 
-_errors = lean(_fitted, "format", "blocks", "most")
+_error = lean(_fitted, "format", "blocks", "most")

@@ -19,7 +19,7 @@ from blrlab.errors import InputError
 from blrlab.factors import Spec
 
 Tree = dict[str, Any]
-_fit = lean(fit, "spec", "algorithm", "has_bias", "dtype")
+_fit_alone = lean(fit, "spec", "algorithm", "has_bias", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ def compress_layer(
         check(inputs, spec.in_features)
         name = algorithm_of(spec.format, (algorithms or {}).get(spec.format, ""))
         has_bias = inputs is not None and "bias" in layer
-        found = _fit(weight, spec, key, inputs, algorithm=name, has_bias=has_bias, dtype=dtype)
+        found = _fit_alone(weight, spec, key, inputs, algorithm=name, has_bias=has_bias, dtype=dtype)
     except InputError as problem:
         raise InputError(f"{path}: {problem}") from None
     relative_error = float(found.relative_error)

@@ -213,6 +213,7 @@ def _check(made: Experiment) -> None:
     if mode != "plain" and "blast" in formats(made) and algorithms(config)["blast"] == "precgd":
         raise InputError(f"precgd fits weights alone: compress.mode={mode} needs another algorithm.")
     _check_range("seed", config.seed, 0, 2**31 - 1)
+    _check_range("compress.seed", config.compress.seed, 0, 2**31 - 1)
     _check_range("data.valid_fraction", config.data.valid_fraction, 1e-6, 1 - 1e-6)
     _check_range("data.vocab_size", config.data.vocab_size, 257, 2**31 - 1)
     _check_range("model.context", made.window, 1, 2**31 - 1)

@@ -22,7 +22,7 @@ from blrlab.experiments.build import Experiment
 from blrlab.experiments.workdir import Workdir
 from blrlab.models import gpt2, hf
 
-# Each phase of randomness draws from the config's seed and its own number.
+# Each phase of randomness draws from the config's seed and its own number, compression from compress.seed, too.
 INIT, TRAIN, COMPRESS, HEAL = range(4)
 
 

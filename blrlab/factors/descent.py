@@ -83,6 +83,7 @@ class _State(NamedTuple):
     direction: Parts
     losses: Array
     index: Array
+    stuck: Array
 
 
 def cut(matrix: Float[Array, "m n"], rows: int, columns: int) -> Float[Array, "rows columns p q"]:
@@ -135,7 +136,7 @@ def minimise(
       start: the factors to begin with.
       product: (factors) -> the blocks of W' [b1, b2, p, q], linear in every factor.
       sweep: (factors, G (W - W')) -> the factors after a solve for every one, and the descent of the error (half of
-        its negative gradient) before it.
+        its negative gradient) before it, or nearly.
       sweeps: the most that are made.
       gain: it stops where ten sweeps lower the error by less than this part of it.
 
@@ -149,12 +150,12 @@ def minimise(
     def goes_on(state: _State) -> Array:
         before = state.losses[jnp.maximum(state.index - PATIENCE, 0)]
         stalled = (state.index >= PATIENCE) & (state.left.loss >= (1 - gain) ** 2 * before)
-        return (state.index < sweeps) & ~stalled & (state.left.loss > 0)
+        return (state.index < sweeps) & ~stalled & ~state.stuck & (state.left.loss > 0)
 
     def advance(state: _State) -> _State:
         return _advance(problem, product, sweep, state)
 
-    state = _State(start, left, zeros, zeros, zeros, losses, jnp.zeros((), jnp.int32))
+    state = _State(start, left, zeros, zeros, zeros, losses, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
     state = jax.lax.while_loop(goes_on, advance, state)
     reached = state.losses[jnp.minimum(jnp.arange(sweeps + 1), state.index)]
     return state.parts, Progress(jnp.sqrt(jnp.maximum(reached, 0) / jnp.where(size > 0, size, 1)), state.index)
@@ -177,22 +178,22 @@ def _advance(problem: Problem, product: Callable[[Parts], Array], sweep: Sweep, 
     direction = _along(change, beta, state.direction)
     steps = [float(step) for step in range(1, len(parts) + 1)]
     changes = [problem.target - product(_along(parts, step, direction)) - left.residual for step in steps]
-    step, leaves = _best_step(problem, left, changes, np.array([0.0, *steps]))
+    step = _best_step(problem, left, changes, np.array([0.0, *steps]))
+    joined = _along(parts, step, direction)
+    leaves = problem.left(product(joined))  # anew: a sum of large changes would leave their rounding behind
     lower = leaves.loss < left.loss  # not where it is no number
     nothing = jax.tree.map(jnp.zeros_like, direction)
-    stay, go = (parts, nothing, nothing, left), (_along(parts, step, direction), direction, change, leaves)
+    stay, go = (parts, nothing, nothing, left), (joined, direction, change, leaves)
     parts, direction, change, left = jax.tree.map(lambda new, old: jnp.where(lower, new, old), go, stay)
-    index = state.index + 1
-    return _State(parts, left, gradient, change, direction, state.losses.at[index].set(left.loss), index)
+    index, stuck = state.index + 1, ~lower & (slope == 0)  # the same sweep again would be rejected again
+    return _State(parts, left, gradient, change, direction, state.losses.at[index].set(left.loss), index, stuck)
 
 
-def _best_step(problem: Problem, left: Left, changes: list[Array], at: np.ndarray) -> tuple[Array, Left]:
-    """Return the step of the least error, and what it leaves, from the residual's changes at all of `at` but the first.
+def _best_step(problem: Problem, left: Left, changes: list[Array], at: np.ndarray) -> Array:
+    """Return the step of the least error, from the residual's changes at all steps of `at` but the first.
 
     They are as many as a polynomial has coefficients, and the first is 0. What the error changes by is summed, not what
-    it is: near the end the two differ by more digits than float32 has. What is left is put together from the changes,
-    which spares a product of the factors. An error of it shrinks with the next step if that lies amidst `at`: most are
-    between 1 and 3, and would let it grow were `at` nearer to 0.
+    it is: near the end the two differ by more digits than float32 has.
     """
     pulled = [problem.pull(each) for each in changes]
     inner = jnp.array([[jnp.vdot(one, other) for other in pulled] for one in changes])
@@ -201,13 +202,7 @@ def _best_step(problem: Problem, left: Left, changes: list[Array], at: np.ndarra
     shares = np.vander(steps, len(at), increasing=True) @ np.linalg.inv(np.vander(at, increasing=True))
     shares = jnp.asarray(shares[:, 1:], inner.dtype)  # of every change in that at a step
     gained = 2 * shares @ across + jnp.einsum("na,ab,nb->n", shares, inner, shares)
-    best = jnp.argmin(gained)
-    residual = sum((share * change for share, change in zip(shares[best], changes, strict=True)), left.residual)
-    pull = None
-    if left.pulled is not None:
-        pull = sum((share * change for share, change in zip(shares[best], pulled, strict=True)), left.pulled)
-    loss = jnp.vdot(residual, residual if pull is None else pull)
-    return jnp.asarray(steps, inner.dtype)[best], Left(residual, pull, loss)
+    return jnp.asarray(steps, inner.dtype)[jnp.argmin(gained)]
 
 
 def _minus(left: Parts, right: Parts) -> Parts:

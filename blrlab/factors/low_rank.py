@@ -56,6 +56,8 @@ def truncate(
 ) -> tuple[Float[Array, "i r"], Float[Array, "r o"]]:
     """Return V [i, r] and U [r, o] of the truncated SVD: the least ||W - V U||, or ||X (W - V U)|| with G = X^T X.
 
+    On an accelerator it is as near to the least as `svd_by_gram` says.
+
     With G = L L^T it is the SVD of L^T W, multiplied back (SVD-LLM, arXiv 2403.07378; optimal by Eckart and Young).
     The square root of each singular value goes to either side, so that V and U train alike. A rank above min(i, o) is
     filled up with zero columns.
@@ -104,20 +106,22 @@ def svd(weight: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, 
     )
 
 
+@jax.default_matmul_precision("highest")
 def svd_by_gram(weight: Float[Array, "m n"]) -> tuple[Float[Array, "m k"], Float[Array, "k"], Float[Array, "k n"]]:
     """Return the reduced SVD by the eigenvectors of the smaller of W W^T and W^T W.
 
     Singular values below about 3e-4 of the largest (float32) drown in rounding: a truncation then leaves up to 3.5e-4
-    of the weight's norm more than it need, and no more than it need where it leaves 1e-2 or more.
+    of the weight's norm more than it need (so a hundredth of what it leaves where that is 1e-2, and less above).
     """
     if weight.shape[0] > weight.shape[1]:
         left, values, right = svd_by_gram(weight.T)
         return right.T, values, left.T
-    squares, left = jnp.linalg.eigh(weight @ weight.T)
+    peak = jnp.maximum(jnp.abs(weight).max(), jnp.finfo(weight.dtype).tiny)  # its square may not be a number
+    squares, left = jnp.linalg.eigh((weight / peak) @ (weight / peak).T)
     squares, left = squares[::-1], left[:, ::-1]
     floor = jnp.finfo(weight.dtype).eps * squares[0] + jnp.finfo(weight.dtype).tiny
     values = jnp.sqrt(jnp.maximum(squares, floor))
-    return left, values, left.T @ weight / values[:, None]
+    return left, peak * values, left.T @ (weight / peak) / values[:, None]
 
 
 def energies(weight: Float[Array, "m n"]) -> Float[Array, "k"]:
@@ -129,6 +133,7 @@ def _energies(weight: Array) -> Array:
     return jnp.square(jnp.linalg.svd(weight, compute_uv=False))
 
 
+@jax.default_matmul_precision("highest")
 def _energies_by_gram(weight: Array) -> Array:
     gram = weight @ weight.T if weight.shape[0] <= weight.shape[1] else weight.T @ weight
     return jnp.maximum(jnp.linalg.eigvalsh(gram)[::-1], 0)

@@ -11,7 +11,7 @@ from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
 from blrlab.report.summary.latency import Timing, by_layer, profiled
 from blrlab.report.summary.speed import Speed, mean_words, speeds
-from blrlab.report.tables.budget import budget_tables, extrapolation_table
+from blrlab.report.tables.budget import budget_tables, extrapolation_tables
 from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.predictions import advice_table, prediction_table
 from blrlab.report.tables.quality import quality_tables
@@ -103,8 +103,7 @@ def _budget(runs: list[Run]) -> list[str]:
 
 
 def _extrapolation(runs: list[Run]) -> list[str]:
-    found = bench_by_device(runs, "extrapolation").items()
-    return [from_table(extrapolation_table(device, rows)) for device, rows in found]
+    return [from_table(table) for table in extrapolation_tables(runs)]
 
 
 def _bounds(runs: list[Run]) -> list[str]:

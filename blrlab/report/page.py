@@ -20,7 +20,12 @@ from blrlab.report.run_pictures import run_pictures
 from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences, prediction_sentences
 from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
-from blrlab.report.tables.budget import budget_tables, extrapolation_table
+from blrlab.report.tables.budget import (
+    budget_sentences,
+    budget_tables,
+    extrapolation_sentences,
+    extrapolation_tables,
+)
 from blrlab.report.tables.compression import compression_table
 from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.latency import latency_table
@@ -103,7 +108,7 @@ def _tables(runs: list[Run], quality: Quality, timings: dict[str, list[Record]])
     for (data_hash, device), members in quality.items():
         tables += [*quality_tables(data_hash, device, members), compression_table(members)]
     tables += budget_tables(runs)
-    tables += [extrapolation_table(device, rows) for device, rows in bench_by_device(runs, "extrapolation").items()]
+    tables += extrapolation_tables(runs)
     for device, rows in timings.items():
         tables += [means_table(device, rows), latency_table(device, rows)]
     tables += [counters_table(device, rows) for device, rows in bench_by_device(runs, "counters").items()]
@@ -136,6 +141,8 @@ def _answers(everything: list[Run], quality: Quality, timings: dict[str, list[Re
         parts += [html.paragraph("aside" if runs else "answer", line) for line in latency_sentences(device, rows)]
     for device, rows in predictions(everything).items():
         parts += [html.paragraph("aside" if parts else "answer", line) for line in prediction_sentences(device, rows)]
+    for line in [*budget_sentences(everything), *extrapolation_sentences(everything)]:
+        parts.append(html.paragraph("aside" if parts else "answer", line))
     return parts or [html.paragraph("answer", "These records hold no evaluation, no timing and no prediction.")]
 
 

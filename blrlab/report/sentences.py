@@ -37,7 +37,7 @@ def headline(run: Run, variant: Variant) -> str:
 
 
 def won_back(known: dict[str, float | None], continued: str = "the dense model trained on") -> str:
-    """Say which share of the loss healing won back, against dense and against `continued`; nothing if not healed."""
+    """Say which share of the loss healing won back, against dense and `continued`; nothing where a loss is missing."""
     compressed, healed = known.get("compressed"), known.get("healed")
     if compressed is None or healed is None:
         return ""

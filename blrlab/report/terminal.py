@@ -14,7 +14,7 @@ from blrlab.report.groups import Record, Run, bench_by_device, labels, sections,
 from blrlab.report.sentences import NO_RECORDS, headlines, latency_sentences, prediction_sentences
 from blrlab.report.summary.advice import advices
 from blrlab.report.summary.bounds import predictions
-from blrlab.report.tables.budget import budget_tables, extrapolation_table
+from blrlab.report.tables.budget import budget_tables, extrapolation_tables
 from blrlab.report.tables.compression import compression_table
 from blrlab.report.tables.counters import counters_table
 from blrlab.report.tables.latency import latency_table
@@ -28,7 +28,7 @@ MOST_PREDICTIONS = 60
 
 
 def print_report(records: Sequence[Record], console: Console | None = None) -> None:
-    """Print the tables of quality, compression, latency and predictions, each with its answer in words.
+    """Print the tables of quality, compression, budgets, latency and predictions, each with its answer in words.
 
     Runs share a table only where data hash and device agree. What the records lack is said in a short
     sentence.
@@ -62,8 +62,7 @@ def _print_quality(runs: list[Run], console: Console) -> None:
         for label, run in zip(labels(members), members, strict=True):
             for line in headlines(run):
                 _say(console, f"{label}: {line}" if len(members) > 1 else line)
-    extrapolated = bench_by_device(runs, "extrapolation").items()
-    others = [*budget_tables(runs), *(extrapolation_table(device, rows) for device, rows in extrapolated)]
+    others = [*budget_tables(runs), *extrapolation_tables(runs)]
     for table in others:
         print_table(table, console)
     if not (quality or others):

@@ -79,6 +79,7 @@ WRONG = {
     "unknown decay": ([CONFIG, "--config.heal.decay=prodct"], 'unknown heal.decay "prodct"'),
     "learning rates that are no switch": ([CONFIG, "--config.train.factor_rates=some"], "is true or false"),
     "no clipping norm": ([CONFIG, "--config.train.clip_norm=0"], "must lie between"),
+    "compression's seed": ([CONFIG, "--config.compress.seed=-1"], "config.compress.seed"),
     "seed": ([CONFIG, "--config.seed=99999999999999999999"], "config.seed"),
     "share of validation": ([CONFIG, "--config.data.valid_fraction=1"], "config.data.valid_fraction"),
     "user without a home": ([CONFIG, "--config.init_from=~nobody-here/x"], "no home folder"),

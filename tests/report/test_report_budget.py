@@ -41,7 +41,8 @@ def test_a_budget_says_who_gets_what_and_what_equal_shares_lose():
     for shown in (_printed(BUDGET), page(BUDGET)):
         assert "Budget: layers 1.60x smaller" in shown
         assert "equal shares: blast 4 0.0075" in shown
-        assert "Nothing was trained" not in shown
+    assert "Nothing was trained" not in _printed(BUDGET)
+    assert "These records hold no" not in page(BUDGET)
 
 
 def test_a_budget_without_weights_does_not_speak_of_the_models_loss():
@@ -59,6 +60,7 @@ def test_what_a_budgets_records_lack_is_left_out():
     told = markdown([BUDGET[0], nothing_else], "budget")
     assert "**Budget: 2 GB, gpt2_blast**" in told
     assert "in equal shares: none fits." in told
+    assert "Budget: 2 acres" in markdown([BUDGET[0], nothing_else | {"target": "acres", "value": 2}], "budget")
 
 
 def test_extrapolated_times_say_what_they_are():
@@ -66,8 +68,10 @@ def test_extrapolated_times_say_what_they_are():
     assert "**Extrapolated, not measured: compressing all matrices of a net on a GPU**" in told
     assert "| llama7b | BLAST | alternating | qkvo | 128 | 2 | 2.50 | 320 |" in told
     assert "|  |  |  | down | 32 | - | - | - |" in told
-    assert (
-        "llama7b as BLAST: 1,234 s, 34 s of them for compilation, 1.5 GB on the host at most, random weights." in told
-    )
+    assert "llama7b as BLAST (alternating): 1,234 s, 34 s of them for compilation, 1.5 GB on the host at most" in told
+    assert told.endswith(", random weights.")
     for shown in (_printed(TIMES), page(TIMES)):
         assert "Extrapolated, not measured" in shown
+    assert "These records hold no" not in page(TIMES)
+    bare = markdown([TIMES[0], {"kind": "extrapolation", "net": "gpt2s"}], "extrapolation")
+    assert "| gpt2s | - | unknown | - | - | - | - | - |" in bare

@@ -45,7 +45,13 @@ def test_won_back_says_both_shares_or_why_not():
     better = won_back({**known, "healed": 1.375}, "the twin")
     assert better == ("all of the loss won back against the dense model (healed 0.125 below it), 90 % against the twin")
     assert "no loss of the twin" in won_back({k: v for k, v in known.items() if k != "dense_continued"}, "the twin")
-    assert "%" not in won_back({"dense": 1.5, "compressed": 2.5})
+    assert won_back({"dense": 1.5, "compressed": 2.5}) == ""
+
+
+def test_a_run_that_was_not_healed_is_not_asked_for_it(build):
+    records = [build.env(), *build.evaluation("dense", 1.5), *build.evaluation("compressed", 2.5)]
+    (said,) = headlines(split_runs(records)[0])
+    assert said.endswith("; validation loss 1.500 -> 2.500 nats/byte on compression.")
 
 
 def test_headline_is_the_whole_answer(records):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from blrlab.report import words
-from blrlab.report.groups import Record, Run, finite, labels, latest, mapping, text
+from blrlab.report.groups import Record, Run, bench_by_device, finite, labels, latest, mapping, text
 from blrlab.report.tables.table import Column, Table
 
 SHARES = (
@@ -58,20 +58,22 @@ def _target(plans: list[Record]) -> str:
         return "target unknown"
     if kind in TARGETS:
         return TARGETS[kind].format(words.factor(value))
-    return words.byte_count(value) if kind == "bytes" else f"{words.microseconds(value)} us"
+    if kind == "microseconds":
+        return f"{words.microseconds(value)} us"
+    return words.byte_count(value) if kind == "bytes" else f"{value:g} {kind or 'of an unknown kind'}"
 
 
 def _share(record: Record) -> tuple[str, ...]:
     before, after = finite(record.get("params_before")), finite(record.get("params_after"))
     lost, weight = finite(record.get("lost")), finite(record.get("weight"))
-    rank, own = record.get("rank") or words.MISSING, record.get("block_rank")
+    rank, own = (words.span([n]) if (n := finite(record.get(name))) else "" for name in ("rank", "block_rank"))
     dense = record.get("format") == "dense"
     return (
         text(record.get("path")),
         words.name(words.FORMATS, record.get("format")),
         words.shape(record),
         words.MISSING if dense or record.get("format") == "low_rank" else words.blocks(record.get("blocks")),
-        f"{rank} ({own} a block)" if own else str(rank),
+        f"{rank or words.MISSING} ({own} a block)" if own else rank or words.MISSING,
         words.percent(after / before) if before and after else words.MISSING,
         words.MISSING if lost is None else f"{lost:.4f}",
         words.MISSING if lost is None or weight is None else f"{lost * weight:.4f}",
@@ -88,7 +90,22 @@ def _expected(plans: list[Record]) -> tuple[str, ...]:
     return (f"Expected to lose {own:.4f} in all; in equal shares: {shares or 'none fits'}.",)
 
 
-def extrapolation_table(device: str, records: list[Record]) -> Table:
+def budget_sentences(runs: list[Run]) -> list[str]:
+    """Return what every budget is expected to lose."""
+    return [f"{table.title}. {table.notes[0]}" for table in budget_tables(runs) if table.notes]
+
+
+def extrapolation_tables(runs: list[Run]) -> list[Table]:
+    """Return a table for every device that whole nets were extrapolated for."""
+    return [_extrapolation(device, rows) for device, rows in bench_by_device(runs, "extrapolation").items()]
+
+
+def extrapolation_sentences(runs: list[Run]) -> list[str]:
+    """Return what whole nets would take."""
+    return [f"{table.title}: {note}" for table in extrapolation_tables(runs) for note in table.notes]
+
+
+def _extrapolation(device: str, records: list[Record]) -> Table:
     """Return what compressing whole nets would take on one device, from the few matrices that were timed."""
     rows: list[tuple[str, ...]] = []
     breaks: set[int] = set()
@@ -96,12 +113,12 @@ def extrapolation_table(device: str, records: list[Record]) -> Table:
     for record in latest(records, lambda r: (r.get("net"), r.get("format"), r.get("algorithm"))):
         who = text(record.get("net")), words.name(words.FORMATS, record.get("format")), text(record.get("algorithm"))
         breaks.add(len(rows))
-        for layer, told in mapping(record.get("layers")).items():
+        for layer, told in (mapping(record.get("layers")) or {words.MISSING: {}}).items():
             each, count = finite(mapping(told).get("seconds_each")), finite(mapping(told).get("matrices"))
             measured = finite(mapping(told).get("measured"))
             whole = each * count if each is not None and count is not None else None
             rows.append((*who, layer, *(_number(n, 0) for n in (count, measured)), _number(each, 2), _number(whole, 0)))
-        notes.append(_whole(record, f"{who[0]} as {who[1]}"))
+        notes.append(_whole(record, f"{who[0]} as {who[1]} ({who[2]})"))
     title = f"Extrapolated, not measured: compressing all matrices of a net on {device}"
     return Table(title, TIMES, tuple(rows), frozenset(breaks), tuple(filter(None, notes)))
 
