@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 
-# By backend. XLA would try Triton products of many tile sizes for every product of a fit, a minute for each shape of
-# Llama-7B's layers on an H100, where 5 s do without; cuBLAS's are as good.
+# By backend. XLA would try Triton products of many tile sizes for every product of a fit, which for each shape of a
+# large model's layers takes far longer than a fit; cuBLAS's do as well.
 OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 

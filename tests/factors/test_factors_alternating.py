@@ -180,6 +180,14 @@ def test_fits_on_inputs_end():
     subprocess.run([sys.executable, "-c", ENDS], check=True, timeout=240)
 
 
+def test_a_sweep_that_was_rejected_is_not_made_again():
+    """Without correlated inputs Monarch starts at its optimum, where no sweep gains anything but rounding."""
+    weight = jnp.asarray(_gaussian()[0, :60, :48])
+    progress = alternating.monarch(weight, (3, 2), 4, jnp.eye(60))[1]
+    assert int(progress.sweeps) < descent.PATIENCE
+    assert float(progress.errors[-1]) <= float(progress.errors[0])
+
+
 def test_it_stops_where_sweeps_gain_nothing():
     spec = Spec("blast", 12, 20, (3, 2), 5)
     random = np.random.default_rng(0)
