@@ -10,9 +10,10 @@ from blrlab.report.pictures import Picture, picture, there
 from blrlab.report.plots.errors import error_figure
 from blrlab.report.plots.loss import loss_figure
 from blrlab.report.plots.pareto import pareto_figure
+from blrlab.report.plots.sizes import sizes_figure
 from blrlab.report.summary.compression import layer_records
 from blrlab.report.summary.pareto import bases, metric_of
-from blrlab.report.tables.data import error_data, loss_data, pareto_data
+from blrlab.report.tables.data import error_data, loss_data, pareto_data, sizes_data
 
 LOSS_CAPTION = "Thin lines are batches as logged, thick ones their running mean; dots are evaluations on held-out data."
 JUMP_CAPTION = (
@@ -25,6 +26,11 @@ PARETO_CAPTION = (
     "dashed line no model is beaten in both."
 )
 
+SIZES_CAPTION = (
+    "A line for every way to compress, through the sizes it was tried at: fitted to the weights alone (dashes), to the "
+    "layer's inputs (solid), or to what the compressed layers before it hand it (dots). Filled marks are healed."
+)
+
 
 def run_pictures(runs: list[Run], named: bool) -> list[Picture]:
     """Return the loss of each run, the layer errors and the trade-off of all, for runs on the same data and device.
@@ -34,13 +40,15 @@ def run_pictures(runs: list[Run], named: bool) -> list[Picture]:
     found = [_loss_picture(label if named else "", run) for label, run in zip(labels(runs), runs, strict=True)]
     forms = dict.fromkeys(words.name(words.FORMATS, r.get("format")) for run in runs for r in layer_records(run))
     caption = f"{ERROR_CAPTION} Format: {', '.join(forms)}."
-    about = f": {', '.join(labels(runs))}" if named else ""
+    about = f": {words.listed(labels(runs), 3)}" if named else ""
     title = f"Error of compression, layer by layer{about}"
     found.append(
         picture(
             title, caption, partial(error_figure, runs), "No layer was compressed.", partial(error_data, title, runs)
         )
     )
+    title = f"What is lost against size{about}"
+    found += there(picture(title, SIZES_CAPTION, partial(sizes_figure, runs), "", partial(sizes_data, title, runs)))
     return [*found, *_pareto_pictures(runs, about)]
 
 

@@ -15,12 +15,15 @@ from blrlab.report.plots.bounds import bounds_figure
 from blrlab.report.plots.heat import contour, tint
 from blrlab.report.plots.overview import overview_figure
 from blrlab.report.plots.pareto import pareto_figure, pareto_panels
+from blrlab.report.plots.sizes import sizes_figure
 from blrlab.report.plots.speedup import speedup_figure
+from blrlab.report.run_pictures import run_pictures
 from blrlab.report.sentences import prediction_sentences
 from blrlab.report.summary.advice import advices, choose, in_words, thinned
 from blrlab.report.summary.bounds import by_shape, predictions
 from blrlab.report.summary.latency import by_layer
 from blrlab.report.summary.pareto import bases, layer_counts, metric_of, model_time, models
+from blrlab.report.summary.sizes import sizes
 from blrlab.report.summary.speed import geometric_mean, speeds
 from blrlab.report.tables.data import overview_data
 from blrlab.report.tables.latency import latency_table
@@ -332,6 +335,52 @@ def test_pareto_has_no_time_where_ranks_differ_or_a_layer_is_missing(records):
         if record["kind"] == "bench" and record["op"] == "monarch":
             record["rank"] = 63
     assert [title for title, _, _ in pareto_panels(split_runs(records))] == ["Size"]
+
+
+def sized(build, algorithm, blocks, parameters, loss, healed=None):
+    """A run that compressed the one dense model, of loss 1.2, to `parameters`."""
+    layers = [{**row, "algorithm": algorithm, "blocks": [blocks, blocks]} for row in build.compression()]
+    layers[-1] |= {"params_after": parameters, "blocks": None}
+    factors = {"algorithm": algorithm, "model_factor": 3_421_184 / parameters}
+    rows = [build.env(), *layers, *build.evaluation("dense", 1.2), *build.evaluation("compressed", loss, **factors)]
+    rows += build.evaluation("healed", healed, **factors) if healed else []
+    return [{**row, "run": f"runs/{algorithm}_{blocks}_{parameters}"} for row in rows]
+
+
+def test_runs_at_several_sizes_are_lines_of_what_is_lost(build):
+    tried = [
+        ("block_svd", 4, 2_000_000, 1.30, 1.22),
+        ("block_svd", 4, 1_000_000, 1.60),
+        ("block_svd", 8, 1_000_000, 1.70),
+        ("block_svd whitened", 4, 1_000_000, 1.25),
+    ]
+    runs = split_runs([row for one in tried for row in sized(build, *one)])
+    found = sizes(runs)
+    assert list(found) == [
+        "Monarch, 4 blocks, block_svd",
+        "Monarch, 8 blocks, block_svd",
+        "Monarch, 4 blocks, block_svd whitened",
+    ]
+    line = found["Monarch, 4 blocks, block_svd"]
+    assert [size.parameters for size in line] == [1_000_000, 2_000_000]
+    assert [size.lost for size in line] == pytest.approx([0.4, 0.1])
+    assert [size.healed for size in line] == [None, pytest.approx(0.02)]
+    assert set(found) <= set(words_of(sizes_figure(runs)))
+    # They are told apart there, and not as points of the general picture.
+    assert pareto_panels(runs) == []
+    titles = [picture.title for picture in run_pictures(runs, named=False)]
+    assert "What is lost against size" in titles
+
+
+def test_a_model_healed_below_the_dense_one_is_drawn_too(build):
+    runs = split_runs(sized(build, "block_svd", 4, 2_000_000, 1.3, 1.1) + sized(build, "block_svd", 4, 1_000_000, 1.6))
+    assert sizes_figure(runs) is not None
+
+
+def test_one_size_is_no_line(build):
+    runs = split_runs(sized(build, "block_svd", 4, 1_000_000, 1.3) + sized(build, "svd", 4, 2_000_000, 1.4))
+    assert sizes(runs) == {}
+    assert sizes_figure(runs) is None
 
 
 def test_pareto_of_a_metric_that_rises(build):

@@ -10,6 +10,7 @@ from blrlab.report.plots.axes import Box, around, frame, panels, x_axis, y_axis
 from blrlab.report.plots.canvas import Canvas, Point, cut, text_width
 from blrlab.report.plots.style import FORMAT_COLOURS, FORMAT_MARKERS, WIDE
 from blrlab.report.summary.pareto import Metric, Model, bases, frontier, metric_of, model_time, models
+from blrlab.report.summary.sizes import sizes
 
 Placed = tuple[float, Model]
 
@@ -19,7 +20,8 @@ def pareto_panels(runs: Sequence[Run]) -> list[tuple[str, str, list[Placed]]]:
     metric = metric_of(runs)
     found = models(runs, metric) if metric else []
     told = [(b.told, "us", [(t, m) for m in found if (t := model_time(b, m))]) for b in bases(runs)]
-    told.append(("Size", "parameters", [(m.parameters, m) for m in found if m.parameters]))
+    if not sizes(runs):  # runs at many sizes have a figure of their own
+        told.append(("Size", "parameters", [(m.parameters, m) for m in found if m.parameters]))
     return [panel for panel in told if len({m.form for _, m in panel[2]}) > 1]
 
 

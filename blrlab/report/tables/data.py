@@ -13,6 +13,7 @@ from blrlab.report.plots.pareto import pareto_panels
 from blrlab.report.summary.latency import layer_title
 from blrlab.report.summary.pareto import metric_of
 from blrlab.report.summary.roofline import Point
+from blrlab.report.summary.sizes import sizes
 from blrlab.report.summary.speed import Speed, mean_words
 from blrlab.report.tables.table import Column, Table
 
@@ -98,3 +99,19 @@ def pareto_data(title: str, runs: Sequence[Run]) -> Table:
     ]
     name = text(metric.label if metric else None, "quality")
     return Table(title, (Column("model", 0, False), Column(name), Column("", 0, False), Column("cost")), tuple(rows))
+
+
+def sizes_data(title: str, runs: Sequence[Run]) -> Table:
+    """Return what every compressed model lost, by the way it was compressed."""
+    rows = [
+        (way, words.count(size.parameters), words.change(size.lost), words.change(size.healed))
+        for way, line in sizes(runs).items()
+        for size in line
+    ]
+    columns = (
+        Column("compressed", 0, False),
+        Column("parameters"),
+        Column("loss\nvs dense"),
+        Column("healed\nvs dense"),
+    )
+    return Table(title, columns, tuple(rows))
