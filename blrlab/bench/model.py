@@ -223,7 +223,9 @@ def _net(options: argparse.Namespace, rest: Sequence[str]) -> Any:
         raise InputError("no config: give --config=configs/gpt2_monarch.py or another config file.")
     config, _, _, _ = command.load([f"--config={options.config}", *rest])
     if config.init_from:
-        sizes = hf.gpt2_config(hf.find(config.init_from), config.model.dtype, 0.0)
+        family, sizes = hf.describe(hf.find(config.init_from), dtype=config.model.dtype, dropout=0.0)
+        if family.config is not gpt2.Config:
+            raise InputError(f"{config.init_from} is a {family.name} checkpoint; whole models are timed for gpt2.")
     else:
         sizes = gpt2.Config(**{field.name: config.model[field.name] for field in dataclasses.fields(gpt2.Config)})
     formats = [one_of(word, OPS, "format") for word in flags.words(options.formats)] or ["dense", config.factors.format]

@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from blrlab import records
-from blrlab.compress import stored
 from blrlab.compress.naming import BIAS
-from blrlab.compress.request import PACKED, Request, Shard, shards
+from blrlab.compress.request import Request, Shard, shards
 from blrlab.compress.rows import Row
-from blrlab.compress.stored import Content, Stored
 from blrlab.errors import InputError
 from blrlab.models import hf
+from blrlab.models.hf import stored
+from blrlab.models.hf.stored import Content, Stored
 
 REQUEST, PARTS, RECORDS, LOCK = "blrlab.json", "parts", "records.jsonl", ".lock"
 WHOLE = "*"  # the path in the record of the whole
@@ -178,7 +178,7 @@ class Folder:
             contents += own
         packed = json.dumps({"version": 1, "layers": entries})
         notes = json.dumps([self._rows[layer] for layer in shard.paths])
-        stored.write(path, contents, {"format": "pt", PACKED: packed, NOTES: notes})
+        stored.write(path, contents, {"format": "pt", stored.PACKED: packed, NOTES: notes})
         self._drop_parts(shard)
 
     def _drop_parts(self, shard: Shard) -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from blrlab_ops import shapes
 
 from blrlab.compress.plan import natural
-from blrlab.compress.stored import DTYPES, Stored
 from blrlab.errors import InputError
+from blrlab.models.hf.stored import DTYPES, Stored
 
 WEIGHT, BIAS = ".weight", ".bias"
 # By model_type of config.json: the modules that are Conv1D. All other modules, of any model, are torch.nn.Linear.

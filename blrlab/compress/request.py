@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from blrlab import factors
-from blrlab.compress import naming, stored
+from blrlab.compress import naming
 from blrlab.compress.fit import ALGORITHMS, algorithm_of
 from blrlab.compress.naming import BIAS, WEIGHT, Linear
 from blrlab.compress.plan import Rule, natural, plan
-from blrlab.compress.rows import spec_fields
-from blrlab.compress.stored import Stored
 from blrlab.errors import InputError, one_of
 from blrlab.factors import Spec
 from blrlab.models import hf
+from blrlab.models.hf import stored
+from blrlab.models.hf.stored import Stored
 
 VERSION = 1
-PACKED = "blrlab_ops"  # in the metadata of a file of factors
 SAMPLE = 4096  # bytes of every tensor that tell one checkpoint from another
 
 
@@ -60,7 +59,7 @@ class Request:
             "shard_bytes": self.shard_bytes,
             "layers": {
                 path: {
-                    **spec_fields(spec),
+                    **factors.described(spec),
                     "algorithm": self.algorithms[spec.format],
                     "dtype": self.dtype_of(path),
                 }
@@ -107,7 +106,7 @@ def read(
     tensors: dict[str, Stored] = {}
     for path in hf.files(source):
         found, metadata = stored.look(path)
-        if PACKED in metadata:
+        if stored.PACKED in metadata:
             raise InputError(f"{path} holds factors already: compress the dense checkpoint, by one set of rules.")
         tensors |= found
     layers = naming.linears(tensors, naming.model_type(source))

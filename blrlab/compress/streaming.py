@@ -18,7 +18,6 @@ import numpy as np
 from blrlab_ops import shapes
 from jaxtyping import Array
 
-from blrlab.compress import stored
 from blrlab.compress.deal import Device, deal
 from blrlab.compress.folder import WHOLE, Folder
 from blrlab.compress.plan import Choice, resolve
@@ -27,6 +26,7 @@ from blrlab.compress.rows import Row, row
 from blrlab.compress.tree import Loss, Tree, compress_layer
 from blrlab.errors import InputError
 from blrlab.factors import Spec
+from blrlab.models.hf import stored
 
 # Of what a transformer has of each layer of `blrlab_ops.shapes`.
 COUNTS = {

@@ -6,7 +6,6 @@ from typing import Any
 
 from blrlab import compress, data, factors, records, train
 from blrlab.compress import Allocation, Allowed, Target
-from blrlab.compress.rows import spec_fields
 from blrlab.errors import InputError
 from blrlab.experiments import build, model_stages
 from blrlab.experiments.model_stages import Run
@@ -19,7 +18,7 @@ def allocate(run: Run, folder: Path) -> None:
     target, allowed = build.budget(config)
     batches = model_stages.calibration_batches(run)
     mode, paths = config.compress.mode, build.budgeted(made)
-    inputs = None if mode == "plain" else compress.collect(run.model(dense=True), params, batches, paths)
+    inputs = None if mode == "plain" else compress.collect(run.model(dense=True, watched=True), params, batches, paths)
     weights = _weights(run, params, paths, allowed, inputs) if config.budget.sensitivity else None
     found = compress.allocate(
         params,
@@ -75,7 +74,7 @@ def _record(path: str, spec: Spec, found: Allocation, weights: Mapping[str, floa
     return {
         "kind": "allocate",
         "path": path,
-        **spec_fields(spec),
+        **factors.described(spec),
         "lost": found.lost[path],
         "weight": weights[path] if weights else 1.0,
         "params_before": spec.in_features * spec.out_features,

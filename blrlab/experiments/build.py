@@ -23,7 +23,8 @@ from blrlab.data import text, tokenizer
 from blrlab.errors import InputError, home_expanded, one_of
 from blrlab.experiments.defaults import Config
 from blrlab.factors import FORMATS, Spec, parameter_count
-from blrlab.models import gpt2, hf
+from blrlab.models import hf
+from blrlab.models.hf import Family
 from blrlab.train.distil import TERMS
 from blrlab.train.optimizer import DECAYS
 
@@ -39,21 +40,23 @@ class Experiment:
     Attributes:
       config: as given.
       checkpoint: the folder of the pretrained model, or None.
-      model: sizes of the model.
+      family: of the model.
+      model: its sizes.
       window: tokens a training or validation window predicts.
       specs: {path: spec} of every layer that a rule matches.
     """
 
     config: Config
     checkpoint: Path | None
-    model: gpt2.Config
+    family: Family
+    model: Any
     window: int
     specs: Mapping[str, Spec]
 
     @functools.cached_property
     def dense_shapes(self) -> dict[str, Any]:
         """The shapes of the dense model's parameters."""
-        return gpt2.parameter_shapes(self.model)
+        return self.family.shapes(self.model)
 
     @functools.cached_property
     def factored_shapes(self) -> dict[str, Any]:
@@ -84,10 +87,10 @@ def experiment(config: Config) -> Experiment:
     token_counts(config, "roofline")
     one_of(config.roofline.dtype, DTYPES, "roofline dtype")
     checkpoint = hf.find(config.init_from) if config.init_from else None
-    model = _model(config, checkpoint)
-    layers = compress.linears(gpt2.parameter_shapes(model))
+    family, model = _model(config, checkpoint)
+    layers = compress.linears(family.shapes(model))
     specs = compress.plan(layers, rules(config), config.factors.to_dict(), config.factors.net)
-    made = Experiment(config, checkpoint, model, min(config.model.context, model.context), FrozenDict(specs))
+    made = Experiment(config, checkpoint, family, model, min(config.model.context, model.context), FrozenDict(specs))
     _check(made)
     return made
 
@@ -187,13 +190,19 @@ def names(words: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
     return tuple(one_of(word, known, what) for word in found)
 
 
-def _model(config: Config, checkpoint: Path | None) -> gpt2.Config:
+def _model(config: Config, checkpoint: Path | None) -> tuple[Family, Any]:
     given = config.model
     one_of(given.dtype, DTYPES, "model dtype")
-    if checkpoint:
-        return hf.gpt2_config(checkpoint, given.dtype, given.dropout)
-    sizes = {field.name: given[field.name] for field in dataclasses.fields(gpt2.Config)}
-    return gpt2.Config(**sizes)
+    family = hf.FAMILIES[one_of(given.family, hf.FAMILIES, "model family")]
+    if not checkpoint:
+        sizes = {field.name: given[field.name] for field in dataclasses.fields(family.config) if field.name in given}
+        return family, family.config(**sizes)
+    # Sizes are the checkpoint's; how it is computed is the config's.
+    kept = {field: given[field] for field in ("dtype", "dropout", "remat", "scan") if field in given}
+    found, sizes = hf.describe(checkpoint, **kept)
+    if found is not family:
+        raise InputError(f"{checkpoint} is a {found.name} checkpoint, and this config is for {family.name}.")
+    return found, sizes
 
 
 def _check(made: Experiment) -> None:
@@ -211,7 +220,9 @@ def _check(made: Experiment) -> None:
     one_of(config.bench.dtype or "float32", DTYPES, "benchmark dtype")
     mode = config.compress.mode
     if mode != "plain" and "blast" in formats(made) and algorithms(config)["blast"] == "precgd":
-        raise InputError(f"precgd fits weights alone: compress.mode={mode} needs another algorithm.")
+        raise InputError(
+            f"precgd fits weights alone, and compress.mode is {mode}: set compress.mode=plain or blast=alternating."
+        )
     _check_range("seed", config.seed, 0, 2**31 - 1)
     _check_range("compress.seed", config.compress.seed, 0, 2**31 - 1)
     _check_range("data.valid_fraction", config.data.valid_fraction, 1e-6, 1 - 1e-6)

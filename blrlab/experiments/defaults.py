@@ -48,6 +48,7 @@ def _everything() -> Config:
     config.data.vocab_size = 8192  # of a trained BPE; the default text is too small to teach more
 
     config.model = ConfigDict()  # with init_from, the sizes are the checkpoint's
+    config.model.family = "gpt2"
     config.model.vocab_size = 50257
     config.model.context = 1024
     config.model.layers = 12
@@ -55,6 +56,8 @@ def _everything() -> Config:
     config.model.width = 768
     config.model.dropout = 0.1
     config.model.dtype = "bfloat16"
+    config.model.remat = False  # compute a block's activations again for the gradient, instead of keeping them
+    config.model.scan = False  # one program for all blocks: compiles faster
 
     config.train = _training(steps=1000, batch=16, learning_rate=6e-4, warmup=200)
     config.heal = _training(steps=300, batch=16, learning_rate=3e-4, warmup=50)
@@ -89,7 +92,7 @@ def _everything() -> Config:
     config.compress = ConfigDict()
     # plain: to the weights alone. whitened: to what the layers give on training text. sequential: the same, each layer
     # on what the compressed ones before it hand it.
-    config.compress.mode = "plain"
+    config.compress.mode = "whitened"
     config.compress.windows = 128  # of the training text, evenly spread, for whitened and sequential
     config.compress.batch = 8
     config.compress.seed = 0  # of random starts

@@ -20,7 +20,8 @@ from blrlab.errors import InputError
 from blrlab.experiments import build
 from blrlab.experiments.build import Experiment
 from blrlab.experiments.workdir import Workdir
-from blrlab.models import gpt2, hf
+from blrlab.models import hf
+from blrlab.models.parts import ALL_DENSE, Part
 
 # Each phase of randomness draws from the config's seed and its own number, compression from compress.seed, too.
 INIT, TRAIN, COMPRESS, HEAL = range(4)
@@ -52,9 +53,10 @@ class Run:
         shapes = self.made.dense_shapes if dense else self.made.factored_shapes
         return train.load_params(self.workdir.path(stage) / "params", shapes)
 
-    def model(self, dense: bool) -> gpt2.GPT2:
-        """Make the dense or the factored model."""
-        return gpt2.GPT2(self.made.model) if dense else gpt2.GPT2(self.made.model, self.made.specs)
+    def model(self, dense: bool, watched: bool = False) -> Part:
+        """Make the dense or the factored model; one whose layers are watched runs them one by one."""
+        sizes = dataclasses.replace(self.made.model, scan=False) if watched else self.made.model
+        return self.made.family.model(sizes, ALL_DENSE if dense else self.made.specs)
 
 
 def prepare_data(run: Run, folder: Path) -> None:
@@ -102,13 +104,22 @@ def train_dense(run: Run, folder: Path) -> None:
     """Train the dense model from scratch, or take the pretrained one as it is."""
     made = run.made
     if made.checkpoint:
-        params = hf.load_gpt2(made.checkpoint, made.model)
+        params = _loaded(made)
         run.say(f"dense: {compress.parameter_count(params):,} parameters from {made.config.init_from}")
         train.save_params(folder / "params", params)
         return
-    params = gpt2.init(made.model, run.key(INIT))
+    params = made.family.init(made.model, run.key(INIT))
     run.say(f"dense: {compress.parameter_count(params):,} parameters, from scratch")
     _fit(run, folder, "dense", made.config.train, run.model(dense=True), params, TRAIN)
+
+
+def _loaded(made: Experiment) -> dict[str, Any]:
+    """Read the pretrained model."""
+    assert made.checkpoint is not None
+    params, specs = hf.load(made.checkpoint, made.family, made.model)
+    if specs:
+        raise InputError(f"{made.checkpoint} holds factors already: start from the dense checkpoint.")
+    return params
 
 
 def compress_dense(run: Run, folder: Path) -> None:
@@ -151,7 +162,7 @@ def _compressed(
     key, algorithms = run.key(COMPRESS), build.algorithms(made.config)
     if config.mode == "plain":
         return compress.compress(params, made.specs, key, line, algorithms)
-    model, batches = run.model(dense=True), calibration_batches(run)
+    model, batches = run.model(dense=True, watched=True), calibration_batches(run)
     if config.mode == "sequential":
         return compress.compress_in_sequence(model, params, made.specs, batches, key, line, algorithms)
     inputs = compress.collect(model, params, batches, tuple(made.specs))
@@ -186,9 +197,16 @@ def heal(run: Run, folder: Path) -> None:
 def _distilling(run: Run) -> Callable:
     """Return the step that distils the dense model into the compressed one."""
     made, training = run.made, run.made.config.heal
-    model, blocks = run.model(dense=False), [f"h_{index}" for index in range(made.model.layers)]
+    watched = training.distil == "outputs"
+    model = run.model(dense=False, watched=watched)
+    blocks = [f"{made.family.model.PREFIX}_{index}" for index in range(made.model.layers)] if watched else []
     loss = train.distil_loss(
-        model, run.model(dense=True), training.distil, training.distil_weight, training.temperature, blocks
+        model,
+        run.model(dense=True, watched=watched),
+        training.distil,
+        training.distil_weight,
+        training.temperature,
+        blocks,
     )
     step, (replicate, _) = train.make_step(model, build.optimizer(training), loss), train.data_parallel(training.batch)
     teacher = replicate(run.params("dense"))
@@ -205,7 +223,7 @@ def _fit(
     folder: Path,
     phase: str,
     training: Any,
-    model: gpt2.GPT2,
+    model: Part,
     params: dict[str, Any],
     number: int,
     step: Callable | None = None,

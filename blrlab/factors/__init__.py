@@ -26,11 +26,11 @@ from jaxtyping import Array, Float
 
 from blrlab.errors import InputError
 from blrlab.factors import blast, dense, low_rank, monarch
-from blrlab.factors.spec import BLOCKED, FORMATS, Spec, from_total_rank
+from blrlab.factors.spec import BLOCKED, FORMATS, Spec, described, from_total_rank
 
 __all__ = [
-    "BLOCKED", "FORMATS", "Kernel", "Spec", "apply", "fans", "format_of", "from_total_rank", "init", "is_kernel",
-    "learning_rates", "parameter_count", "project", "shapes", "spec_of", "squared_norm", "to_dense",
+    "BLOCKED", "FORMATS", "Kernel", "Spec", "apply", "described", "fans", "format_of", "from_total_rank", "init",
+    "is_kernel", "learning_rates", "parameter_count", "project", "shapes", "spec_of", "squared_norm", "to_dense",
 ]  # fmt: skip
 
 Kernel = Array | Mapping[str, Array]

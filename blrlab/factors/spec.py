@@ -4,6 +4,7 @@ Sizes: i = in_features, o = out_features; b1 input blocks, b2 output blocks; p =
 """
 
 import dataclasses
+from typing import Any
 
 from blrlab.errors import InputError
 
@@ -55,6 +56,18 @@ class Spec:
         if self.format != "monarch":
             return self.rank
         return self.blocks[0] * self.rank if self.blocks[0] == self.blocks[1] else None
+
+
+def described(spec: Spec) -> dict[str, Any]:
+    """Return a spec as the fields of a record; `rank` is the papers' r, null where b1 and b2 differ."""
+    return {
+        "format": spec.format,
+        "in_features": spec.in_features,
+        "out_features": spec.out_features,
+        "blocks": list(spec.blocks),
+        "rank": spec.total_rank,
+        "block_rank": spec.rank if spec.format == "monarch" else None,
+    }
 
 
 def divisors(number: int, most: int = 64) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ Shapes: x [..., i], y [..., o]; factors as in `blrlab_ops`.
 """
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
@@ -176,6 +177,18 @@ CLASSES = {"low_rank": LowRankLinear, "monarch": MonarchLinear, "blast": BlastLi
 def layer(factors: Mapping[str, Tensor], bias: Tensor | None = None, impl: str | None = None) -> FactoredLinear:
     """Make the layer of the factors' format; arguments and errors as in `FactoredLinear`."""
     return CLASSES[recognise(factors)].from_factors(factors, bias, impl)
+
+
+def load_factored(
+    folder: str | os.PathLike[str],
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    impl: str | None = None,
+) -> Any:
+    """Make the torch model of a factored checkpoint; `blrlab_ops.loading` tells how, and what it raises."""
+    from .loading import load_factored
+
+    return load_factored(folder, device, dtype, impl)
 
 
 def sizes(factors: Mapping[str, Tensor]) -> tuple[int, int, tuple[int, int], int]:

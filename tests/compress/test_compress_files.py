@@ -11,9 +11,10 @@ import pytest
 
 from blrlab import compress, factors, records
 from blrlab.compress import __main__ as command
-from blrlab.compress import folder, naming, request, stored, streaming
-from blrlab.compress.stored import Content
+from blrlab.compress import folder, naming, request, streaming
 from blrlab.errors import InputError
+from blrlab.models.hf import stored
+from blrlab.models.hf.stored import Content
 
 MLP = "--layers=model.layers.*.mlp.*"
 SMALL = [MLP, "--format=low_rank", "--rank=6"]

@@ -40,7 +40,8 @@ def test_errors_are_recorded_for_every_factored_layer(finished):
     rows = [row for row in records.read(finished / "records.jsonl") if row["kind"] == "compress"]
     assert [row["path"] for row in rows] == ["h_0/attn/c_attn", "h_0/mlp/c_fc", "h_0/mlp/c_proj", "*"]
     layers, whole = rows[:-1], rows[-1]
-    assert all(0 < row["relative_error"] < 1 for row in layers)
+    # What is fitted to inputs may be farther from the weights than nothing is.
+    assert all(0 < row["output_error"] < 1 and row["relative_error"] > 0 for row in layers)
     saved = sum(row["params_before"] - row["params_after"] for row in layers)
     assert whole["params_before"] - whole["params_after"] == saved > 0
 

@@ -60,8 +60,10 @@ def _copy(source, tmp_path):
 
 def _load(folder, dtype="float32"):
     found = hf.find(str(folder))
-    config = hf.gpt2_config(found, dtype, 0.0)
-    return config, hf.load_gpt2(found, config)
+    family, config = hf.describe(found, dtype=dtype, dropout=0.0)
+    params, specs = hf.load(found, family, config)
+    assert specs == {}
+    return config, params
 
 
 @functools.cache
@@ -128,7 +130,7 @@ def test_the_names_and_buffers_of_the_released_files_are_known(checkpoints, brok
 
 
 def test_dtype_and_dropout_are_the_callers(checkpoints):
-    config = hf.gpt2_config(checkpoints / "single", "bfloat16", 0.25)
+    _, config = hf.describe(checkpoints / "single", dtype="bfloat16", dropout=0.25)
     assert (config.dtype, config.dropout) == ("bfloat16", 0.25)
 
 
@@ -170,7 +172,7 @@ def test_sizes_that_are_no_whole_numbers(broken, fields):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"model_type": "llama"}, "model_type is 'llama'; this model has 'gpt2'"),
+        ({"model_type": "gpt3"}, 'unknown model_type "gpt3"'),
         ({"activation_function": "relu"}, "activation_function is 'relu'; this model has 'gelu_new'"),
         ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon is 1e-06; this model has 1e-05"),
         ({"scale_attn_weights": False}, "scale_attn_weights is False"),
@@ -195,7 +197,7 @@ def test_heads_that_do_not_divide_the_width(broken):
 
 def test_an_inner_width_of_four_times_the_width_is_the_same(broken, checkpoints):
     _edit(broken, n_inner=96)
-    assert hf.gpt2_config(broken, "float32", 0.0) == hf.gpt2_config(checkpoints / "single", "float32", 0.0)
+    assert hf.describe(broken) == hf.describe(checkpoints / "single")
 
 
 def _retensor(folder, change):

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from blrlab.errors import InputError
 
 DTYPES = {"F32": jnp.float32, "F16": jnp.float16, "BF16": jnp.bfloat16}  # of weights that can be compressed
+PACKED = "blrlab_ops"  # in the metadata of a file of factors: what `blrlab_ops.files` reads them by
 PIECE = 16 << 20  # bytes that are copied at once
 
 
