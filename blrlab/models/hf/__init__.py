@@ -11,7 +11,7 @@ A checkpoint may hold factored layers, as `save` and `python -m blrlab.compress`
 from pathlib import Path
 from typing import Any
 
-from blrlab.models.hf import reading
+from blrlab.models.hf import dit, reading
 from blrlab.models.hf.family import Family
 from blrlab.models.hf.folders import FILES, INDEX, SINGLE, files, find
 from blrlab.models.hf.gpt2 import FAMILY as GPT2
@@ -20,7 +20,7 @@ from blrlab.models.hf.reading import load
 from blrlab.models.hf.vit import FAMILY as VIT
 from blrlab.models.hf.writing import save, specs_of
 
-FAMILIES = {family.name: family for family in (GPT2, LLAMA, VIT)}
+FAMILIES = {family.name: family for family in (GPT2, LLAMA, VIT, dit.FAMILY, dit.OLDER, dit.ORIGINAL)}
 
 __all__ = [
     "FAMILIES", "FILES", "INDEX", "SINGLE", "Family", "describe", "files", "find", "load", "save", "specs_of",

@@ -26,10 +26,12 @@ class Source:
     Attributes:
       names: the tensors; several are joined along the parameter's last axis.
       axes: of the tensor, in the order of the parameter's; empty: the same order.
+      copies: tensors that hold the same numbers as the one of `names` again; a checkpoint may lack them.
     """
 
     names: tuple[str, ...]
     axes: tuple[int, ...] = ()
+    copies: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Family:
       written: config -> `config.json`.
       source: (path of a parameter, config) -> where it lies; the path of a factor is that of its dense kernel.
       known: (name of a tensor, config) -> its usual name, or None for a tensor that holds no parameter.
+      stem: how the names of its files begin.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Family:
     written: Callable[[Any], dict[str, Any]]
     source: Callable[[str, Any], Source]
     known: Callable[[str, Any], str | None]
+    stem: str = "model"
 
     def init(self, config: Any, key: Array, specs: Specs = ALL_DENSE) -> dict[str, Any]:
         """Draw the parameters of a model, as nested dicts."""

@@ -11,6 +11,7 @@ from blrlab.errors import InputError, home_expanded
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json")
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+STEMS = ("model", "diffusion_pytorch_model")  # how the names of files begin, diffusers' the second
 
 
 def find(name: str) -> Path:
@@ -61,18 +62,24 @@ def files(folder: Path) -> list[Path]:
     Raises:
       InputError: there are none, a shard is missing, or the index is damaged.
     """
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    if not (folder / INDEX).is_file():
-        pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
-        if pickles:
-            raise InputError(f"{pickles[0]} is a pickle, which can run code: convert it to safetensors.")
-        raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}.")
+    for stem in STEMS:
+        if (folder / f"{stem}.safetensors").is_file():
+            return [folder / f"{stem}.safetensors"]
+        if (folder / f"{stem}.safetensors.index.json").is_file():
+            return _shards(folder, folder / f"{stem}.safetensors.index.json")
+    pickles = sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt"))
+    if pickles:
+        raise InputError(f"{pickles[0]} is a pickle, which can run code: convert it to safetensors.")
+    raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}.")
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    """Return the files that an index tells of."""
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        shards = sorted(map(Path, set(index["weight_map"].values())))
+        found = json.loads(index.read_text(encoding="utf-8"))
+        shards = sorted(map(Path, set(found["weight_map"].values())))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise InputError(f"{folder / INDEX} is damaged: {type(error).__name__}: {error}") from None
+        raise InputError(f"{index} is damaged: {type(error).__name__}: {error}") from None
     for shard in shards:
         if not (folder / shard).is_file():
             raise InputError(f"{folder} lacks the shard {shard}.")

@@ -58,7 +58,8 @@ def load(folder: Path, family: Family, config: Any, dtype: Any = jnp.float32) ->
       dtype: of all parameters; None leaves each as it is stored.
 
     Raises:
-      InputError: a file is missing or damaged, or a tensor is missing, unknown, of another shape, or not finite.
+      InputError: a file is missing or damaged, or a tensor is missing, unknown, of another shape, not
+        finite, or not what it is a copy of.
     """
     files = [(path, *stored.look(path)) for path in folders.files(folder)]
     tensors = list(_tensors(files))
@@ -67,11 +68,17 @@ def load(folder: Path, family: Family, config: Any, dtype: Any = jnp.float32) ->
     )
     wanted: dict[str, Any] = flatten_dict(family.shapes(config, FrozenDict(specs)), sep="/")
     places = {name: place for path in wanted for name, place in _places(path, family, config)}
+    named = {family.known(tensor.name, config): tensor for tensor, _ in tensors}
+    sources = [source_of(path, family, config) for path in wanted]
+    copies = {copy: named.get(source.names[0]) for source in sources for copy in source.copies}
     found: dict[str, jax.Array] = {}
     pieces: dict[str, dict[int, np.ndarray]] = {}
     for tensor, permute in tensors:
         name = family.known(tensor.name, config)
         if name is None:
+            continue
+        if name in copies:
+            _check_copy(folder, tensor, copies[name])
             continue
         if name not in places:
             raise InputError(f'{folder}: the tensor "{tensor.name}" has no place in this model.')
@@ -164,6 +171,15 @@ def _numbers(folder: Path, tensor: Stored, permute: tuple[int, ...], axes: tuple
     if len(permute) == numbers.ndim:
         numbers = numbers.transpose(permute)
     return numbers.transpose(axes) if len(axes) == numbers.ndim else numbers
+
+
+def _check_copy(folder: Path, copy: Stored, tensor: Stored | None) -> None:
+    """Check that a copy is what it is of, to the bit; where that is missing, this is said elsewhere."""
+    if tensor is None:
+        return
+    alike = (copy.dtype, copy.shape) == (tensor.dtype, tensor.shape)
+    if not alike or any(one != other for one, other in zip(copy.pieces(), tensor.pieces(), strict=True)):
+        raise InputError(f'{folder}: the tensor "{copy.name}" is not the same as "{tensor.name}".')
 
 
 def _check_shape(

@@ -50,29 +50,30 @@ def save(
       shard_bytes: the most that a file holds, unless one layer is more.
 
     Raises:
-      InputError: the folder holds something, or a parameter is of a dtype that checkpoints of weights do not have.
+      InputError: the folder holds something, the family cannot have these sizes, or a parameter is of a dtype that
+        checkpoints of weights do not have.
     """
+    told = family.written(config)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not empty: take another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     specs = specs_of(params)
     names = {path: factored_name(f"{path}/kernel", family, config) for path in specs}
     shards = _shards(list(_units(family, config, params, dtype)), shard_bytes)
-    files = [
-        folders.SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        for number in range(1, len(shards) + 1)
-    ]
+    endings = [f"-{number:05d}-of-{len(shards):05d}" for number in range(1, len(shards) + 1)]
+    files = [f"{family.stem}{ending if len(shards) > 1 else ''}.safetensors" for ending in endings]
     layers = {names[path]: spec for path, spec in specs.items()}
     for file, contents in zip(files, shards, strict=True):
         stored.write(folder / file, contents, _metadata(contents, layers))
     if len(shards) > 1:
         placed = {content.name: file for file, contents in zip(files, shards, strict=True) for content in contents}
         total = sum(content.size for contents in shards for content in contents)
-        _write_json(folder / folders.INDEX, {"metadata": {"total_size": total}, "weight_map": placed})
+        index = folder / f"{family.stem}.safetensors.index.json"
+        _write_json(index, {"metadata": {"total_size": total}, "weight_map": placed})
     if specs:
-        told = {name: factors.described(spec) for name, spec in layers.items()}
-        _write_json(folder / LAYERS, {"version": 1, "layers": told})
-    _write_json(folder / folders.CONFIG, {**family.written(config), "torch_dtype": _name(params, dtype)})
+        formats = {name: factors.described(spec) for name, spec in layers.items()}
+        _write_json(folder / LAYERS, {"version": 1, "layers": formats})
+    _write_json(folder / folders.CONFIG, {**told, "torch_dtype": _name(params, dtype)})
 
 
 def specs_of(params: Mapping[str, Any]) -> dict[str, Spec]:
@@ -107,7 +108,7 @@ def _contents(path: str, leaf: Any, family: Family, config: Any, dtype: Any) -> 
         raise InputError(f"{path} is {wide}; a checkpoint holds {known}.") from None
     source = source_of(path, family, config)
     each = leaf.shape[-1] // len(source.names) if leaf.shape else 0
-    for piece, name in enumerate(source.names):
+    for piece, name in [*enumerate(source.names), *((0, copy) for copy in source.copies)]:
         shape = (*leaf.shape[:-1], each) if leaf.shape else ()
         shape = tuple(shape[source.axes.index(axis)] for axis in range(len(shape))) if source.axes else shape
         yield Content(name, kind, shape, _Pieces(leaf, piece, each, source.axes, wide))
