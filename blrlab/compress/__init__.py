@@ -20,6 +20,7 @@ from blrlab.compress.budget import Allowed, Target, allocate, latencies, sensiti
 from blrlab.compress.calibration import collect, compress_in_sequence
 from blrlab.compress.fit import ALGORITHMS, Fit, algorithm_of, fit
 from blrlab.compress.model import compress
+from blrlab.compress.naming import called
 from blrlab.compress.plan import Choice, linears, load, plan, published, resolve, save, to_rules
 from blrlab.compress.spending import Allocation, Option, choose, uniform
 from blrlab.compress.statistics import Statistics
@@ -33,7 +34,7 @@ from blrlab.compress.tree import (
 
 __all__ = [
     "ALGORITHMS", "Allocation", "Allowed", "Choice", "Fit", "Loss", "Option", "Statistics", "Target", "algorithm_of",
-    "allocate", "choose", "collect", "compress", "compress_in_sequence", "compression_factors", "expand", "fit",
-    "latencies", "linears", "load", "parameter_count", "plan", "published", "resolve", "save", "sensitivities",
+    "allocate", "called", "choose", "collect", "compress", "compress_in_sequence", "compression_factors", "expand",
+    "fit", "latencies", "linears", "load", "parameter_count", "plan", "published", "resolve", "save", "sensitivities",
     "shapes_of", "to_rules", "uniform",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ def collect(model: nn.Module, params: Params, batches: Sequence[Any], paths: Col
     Args:
       model: a Linen model, called with one batch.
       params: its parameters.
-      batches: such as tokens [B, T]; every shape is compiled for once.
+      batches: such as tokens [B, T], or tuples of arguments; every shape is compiled for once.
       paths: the layers to watch. All of their sums are held at once, in_features^2 numbers each.
 
     Returns:
@@ -135,7 +135,7 @@ def _run(model: nn.Module, params: Params, batch: Any, watch: Callable[[str, Arr
         return method(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
-        model.apply({"params": params}, batch)
+        model.apply({"params": params}, *(batch if isinstance(batch, tuple) else (batch,)))
 
 
 def _some(batches: Sequence[Any]) -> Sequence[Any]:

@@ -87,7 +87,7 @@ def called(path: str, net: str) -> str:
     >>> called("model.layers.0.self_attn.q_proj", "llama7b"), called("transformer.h.0.mlp.c_fc", "gpt2s")
     ('qkvo', 'c_fc')
     """
-    last = path.rsplit(".", 1)[-1]
+    last = path.replace("/", ".").rsplit(".", 1)[-1]
     known = [layer.name for layer in shapes.LAYERS if layer.net == net]
     return next((name for name in (last, *ALIASES.get(last, ())) if name in known), last)
 

@@ -1,6 +1,7 @@
-"""Batches of token windows, shuffled by a seed, with a position that a checkpoint can hold (grain)."""
+"""Batches of examples, shuffled by a seed, with a position that a checkpoint can hold (grain)."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import grain
 import numpy as np
@@ -22,10 +23,39 @@ class _Windows:
         return np.asarray(self._tokens[start : start + self._context + 1], np.int32)
 
 
-class Batches(Iterator[np.ndarray]):
-    """An endless stream of shuffled batches, int32 [batch, context + 1].
+class Stream(Iterator[Any]):
+    """An endless stream of batches; `position` is all that resuming needs.
 
-    Every epoch is shuffled anew. `position` is all that resuming needs; `context` is kept as an attribute.
+    Attributes:
+      unit: what is counted for speed: token or image.
+      units: how many of them an example has.
+    """
+
+    unit: str
+    units: int
+
+    def __init__(self, batches: grain.IterDataset, unit: str, units: int):
+        self.unit, self.units = unit, units
+        self._stream = iter(batches)
+
+    def __next__(self) -> Any:
+        return next(self._stream)
+
+    @property
+    def position(self) -> dict:
+        """Where the stream stands, as JSON."""
+        return self._stream.get_state()
+
+    @position.setter
+    def position(self, state: dict) -> None:
+        self._stream.set_state(state)
+
+
+READING = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
+
+
+class Batches(Stream):
+    """An endless stream of shuffled batches of text, int32 [batch, context + 1]; every epoch is shuffled anew.
 
     Args:
       tokens: [n].
@@ -45,21 +75,7 @@ class Batches(Iterator[np.ndarray]):
                 f"less than one batch of {batch}."
             )
         shuffled = grain.MapDataset.source(windows).seed(seed).shuffle().repeat()
-        stream = shuffled.batch(batch).to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-        self.context = context
-        self._stream = iter(stream)
-
-    def __next__(self) -> np.ndarray:
-        return next(self._stream)
-
-    @property
-    def position(self) -> dict:
-        """Where the stream stands, as JSON."""
-        return self._stream.get_state()
-
-    @position.setter
-    def position(self, state: dict) -> None:
-        self._stream.set_state(state)
+        super().__init__(shuffled.batch(batch).to_iter_dataset(READING), "token", context)
 
 
 def validation_windows(tokens: np.ndarray, context: int, most: int) -> np.ndarray:

@@ -12,6 +12,10 @@ from blrlab.errors import InputError, one_of
 
 KINDS = ("byte", "bpe", "checkpoint")
 SEPARATOR = "<|endoftext|>"
+# What checkpoints end a text with: GPT-2, Llama 3, Llama.
+SEPARATORS = (SEPARATOR, "<|end_of_text|>", "</s>")
+SPACE = "\u2581"  # as SentencePiece writes it
+BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))  # its tokens for single bytes
 GROUP = 64  # documents encoded at once: their tokens take far more memory than the result
 
 
@@ -22,10 +26,12 @@ class Tokenizer:
     Attributes:
       kind: byte, bpe or checkpoint.
       model: the tokenizer of the `tokenizers` library; None for bytes, whose separator is the NUL byte.
+      separator: the token between documents.
     """
 
     kind: str
     model: tokenizers.Tokenizer | None = None
+    separator: str = SEPARATOR
 
     @property
     def unit(self) -> str:
@@ -42,7 +48,7 @@ class Tokenizer:
         dtype = np.min_scalar_type(self.vocab_size - 1)
         if self.model is None:
             return np.frombuffer(b"".join(document + b"\0" for document in documents), np.uint8)
-        ends = self.model.token_to_id(SEPARATOR)
+        ends = self.model.token_to_id(self.separator)
         texts = (document.decode("utf-8", errors="replace") for document in documents)
         found = []
         while group := list(itertools.islice(texts, GROUP)):
@@ -55,9 +61,13 @@ class Tokenizer:
         if self.model is None:
             return np.ones(256, np.int32)
         lengths = np.ones(self.vocab_size, np.int32)
-        for token, index in self.model.get_vocab().items():
-            # A byte-level BPE writes every byte of a token as one character.
-            lengths[index] = 1 if token == SEPARATOR else len(token)
+        vocabulary = self.model.get_vocab()
+        for token, index in vocabulary.items():
+            if token in BYTES or token in SEPARATORS:
+                continue
+            # A byte-level BPE writes every byte of a token as one character; SentencePiece writes text.
+            pieces = BYTES[0] in vocabulary
+            lengths[index] = len(token.replace(SPACE, " ").encode()) if pieces else len(token)
         return lengths
 
 
@@ -87,7 +97,7 @@ def load(kind: str, path: Path) -> Tokenizer:
     """Read a tokenizer from a `tokenizer.json`.
 
     Raises:
-      InputError: the file is missing, damaged, or not a byte-level BPE with a separator token.
+      InputError: the file is missing, damaged, or not a BPE that knows single bytes, with a separator token.
     """
     if kind == "byte":
         return Tokenizer(kind)
@@ -97,11 +107,13 @@ def load(kind: str, path: Path) -> Tokenizer:
         model = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
         raise InputError(f"{path} is damaged: {error}") from None
-    if model.token_to_id(SEPARATOR) is None:
-        raise InputError(f'{path} has no token "{SEPARATOR}" to set between documents.')
-    if not set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) <= set(model.get_vocab()):
-        raise InputError(f"{path} is not a byte-level BPE: it lacks tokens for single bytes.")
-    return Tokenizer(kind, _plain(model))
+    separator = next((token for token in SEPARATORS if model.token_to_id(token) is not None), None)
+    if separator is None:
+        raise InputError(f"{path} has no token to set between documents, none of {', '.join(SEPARATORS)}.")
+    vocabulary = set(model.get_vocab())
+    if not (vocabulary >= set(tokenizers.pre_tokenizers.ByteLevel.alphabet()) or vocabulary >= set(BYTES)):
+        raise InputError(f"{path} is not a byte-level BPE, nor one of SentencePiece: it lacks tokens for single bytes.")
+    return Tokenizer(kind, _plain(model), separator)
 
 
 def _train(texts: Sequence[bytes], vocab_size: int) -> tokenizers.Tokenizer:

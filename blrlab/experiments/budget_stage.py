@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from blrlab import compress, data, factors, records, train
+from blrlab import compress, factors, records, train
 from blrlab.compress import Allocation, Allowed, Target
 from blrlab.errors import InputError
 from blrlab.experiments import build, model_stages
@@ -40,9 +40,9 @@ def allocate(run: Run, folder: Path) -> None:
 def _weights(
     run: Run, params: Mapping[str, Any], paths: tuple[str, ...], allowed: Allowed, inputs: Any
 ) -> dict[str, float]:
-    """Measure how much each layer matters, by low rank of half its size, on training text."""
+    """Measure how much each layer matters, by low rank of half its size, on training data."""
     made, config = run.made, run.made.config.compress
-    windows = data.validation_windows(run.dataset.train, made.window, config.windows)
+    examples, objective = made.task.calibration(made, run.dataset, config.windows), made.task.objective(made, False)
     model = run.model(dense=True)
     half = {}
     for path, (i, o) in compress.linears(made.dense_shapes).items():
@@ -53,7 +53,7 @@ def _weights(
     return compress.sensitivities(
         params,
         half,
-        lambda tree: train.evaluate(model, tree, windows, config.batch),
+        lambda tree: train.evaluate(model, tree, examples, config.batch, objective)["loss"],
         run.key(model_stages.COMPRESS),
         inputs,
         lambda path: run.say(f"allocate: {path} tried"),

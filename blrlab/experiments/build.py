@@ -7,7 +7,7 @@ command line's overrides, and every combination is checked before a stage begins
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from flax.core import FrozenDict
 
 from blrlab import compress, environment, train
 from blrlab.compress import Allowed, Target
-from blrlab.data import text, tokenizer
 from blrlab.errors import InputError, home_expanded, one_of
+from blrlab.experiments import tasks
 from blrlab.experiments.defaults import Config
+from blrlab.experiments.tasks import Task
 from blrlab.factors import FORMATS, Spec, parameter_count
 from blrlab.models import hf
 from blrlab.models.hf import Family
@@ -31,6 +32,7 @@ from blrlab.train.optimizer import DECAYS
 OWN = "own"
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("plain", "whitened", "sequential")
+COMPUTED = ("dtype", "dropout", "fused", "remat", "scan")  # of a model: what no checkpoint decides
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +44,6 @@ class Experiment:
       checkpoint: the folder of the pretrained model, or None.
       family: of the model.
       model: its sizes.
-      window: tokens a training or validation window predicts.
       specs: {path: spec} of every layer that a rule matches.
     """
 
@@ -50,7 +51,6 @@ class Experiment:
     checkpoint: Path | None
     family: Family
     model: Any
-    window: int
     specs: Mapping[str, Spec]
 
     @functools.cached_property
@@ -64,9 +64,22 @@ class Experiment:
         return compress.shapes_of(self.dense_shapes, self.specs)
 
     @property
+    def task(self) -> Task:
+        """What the model is trained for."""
+        return tasks.of(self.family.name)
+
+    @property
+    def window(self) -> int:
+        """Tokens that a model runs at once: of text, what a training or validation window predicts."""
+        if self.family.name == "vit":
+            return self.model.patches + 1
+        return min(self.config.model.context, self.model.context)
+
+    @property
     def tokenizer_kind(self) -> str:
-        """Byte or bpe as configured; a pretrained model has its own."""
-        return "checkpoint" if self.checkpoint else self.config.data.tokenizer
+        """Byte or bpe as configured; a pretrained model has its own; empty where there is no text."""
+        configured = self.config.data.get("tokenizer", "")
+        return "checkpoint" if self.checkpoint and configured else configured
 
 
 def experiment(config: Config) -> Experiment:
@@ -79,8 +92,6 @@ def experiment(config: Config) -> Experiment:
     one_of(config.compress.mode, MODES, "compress.mode")
     algorithms(config)
     budget(config)
-    one_of(config.data.source, text.SOURCES, "data source")
-    one_of(config.data.tokenizer, tokenizer.KINDS, "tokenizer")
     nets(config)
     token_counts(config, "bench")
     roofline_nets(config)
@@ -89,10 +100,15 @@ def experiment(config: Config) -> Experiment:
     checkpoint = hf.find(config.init_from) if config.init_from else None
     family, model = _model(config, checkpoint)
     layers = compress.linears(family.shapes(model))
-    specs = compress.plan(layers, rules(config), config.factors.to_dict(), config.factors.net)
-    made = Experiment(config, checkpoint, family, model, min(config.model.context, model.context), FrozenDict(specs))
+    specs = compress.plan(layers, rules(config), config.factors.to_dict(), config.factors.net, _called(layers, config))
+    made = Experiment(config, checkpoint, family, model, FrozenDict(specs))
     _check(made)
     return made
+
+
+def _called(layers: Iterable[str], config: Config) -> dict[str, str]:
+    """Return what the config's net calls each layer."""
+    return {path: compress.called(path, config.factors.net) for path in layers}
 
 
 @functools.cache
@@ -115,7 +131,10 @@ def rules(config: Config) -> Any:
 def budgeted(made: Experiment) -> tuple[str, ...]:
     """Return the paths that `config.rules` match, whatever a plan makes of them."""
     layers = compress.linears(made.dense_shapes)
-    return tuple(compress.plan(layers, made.config.rules, made.config.factors.to_dict(), made.config.factors.net))
+    config = made.config
+    return tuple(
+        compress.plan(layers, config.rules, config.factors.to_dict(), config.factors.net, _called(layers, config))
+    )
 
 
 def budget(config: Config) -> tuple[Target, Allowed]:
@@ -198,7 +217,7 @@ def _model(config: Config, checkpoint: Path | None) -> tuple[Family, Any]:
         sizes = {field.name: given[field.name] for field in dataclasses.fields(family.config) if field.name in given}
         return family, family.config(**sizes)
     # Sizes are the checkpoint's; how it is computed is the config's.
-    kept = {field: given[field] for field in ("dtype", "dropout", "remat", "scan") if field in given}
+    kept = {field: given[field] for field in COMPUTED if field in given}
     found, sizes = hf.describe(checkpoint, **kept)
     if found is not family:
         raise InputError(f"{checkpoint} is a {found.name} checkpoint, and this config is for {family.name}.")
@@ -207,14 +226,7 @@ def _model(config: Config, checkpoint: Path | None) -> tuple[Family, Any]:
 
 def _check(made: Experiment) -> None:
     config = made.config
-    if made.tokenizer_kind == "checkpoint" and not made.checkpoint:
-        raise InputError("data.tokenizer=checkpoint needs a checkpoint: set init_from, or use byte or bpe.")
-    least = {"byte": 256, "bpe": config.data.vocab_size}.get(made.tokenizer_kind, 0)
-    if made.model.vocab_size < least:
-        raise InputError(
-            f"model.vocab_size is {made.model.vocab_size}, less than the {least} tokens of data.tokenizer="
-            f"{made.tokenizer_kind}."
-        )
+    made.task.check(made)
     if not made.specs:
         raise InputError("config.rules is empty: name the layers to factor, or set factors.format=dense.")
     one_of(config.bench.dtype or "float32", DTYPES, "benchmark dtype")
@@ -226,8 +238,6 @@ def _check(made: Experiment) -> None:
     _check_range("seed", config.seed, 0, 2**31 - 1)
     _check_range("compress.seed", config.compress.seed, 0, 2**31 - 1)
     _check_range("data.valid_fraction", config.data.valid_fraction, 1e-6, 1 - 1e-6)
-    _check_range("data.vocab_size", config.data.vocab_size, 257, 2**31 - 1)
-    _check_range("model.context", made.window, 1, 2**31 - 1)
     for field in ("windows", "batch"):
         _check_range(f"eval.{field}", config.eval[field], 1, 2**31 - 1)
         _check_range(f"compress.{field}", config.compress[field], 1, 2**31 - 1)
@@ -285,10 +295,10 @@ def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     if flat["data.source"] != "huggingface":
         unused |= {"data.name", "data.subset"}
     if flat["init_from"]:
-        sizes = ("vocab_size", "layers", "heads", "width")
-        unused |= {"data.tokenizer", "data.vocab_size", *(f"model.{size}" for size in sizes)}
+        kept = {f"model.{field}" for field in ("family", "context", *COMPUTED)}
+        unused |= {"data.tokenizer", "data.vocab_size", *(name for name in flat if name.startswith("model."))} - kept
         unused |= {name for name in flat if name.startswith("train.")}
-    elif flat["data.tokenizer"] != "bpe":
+    elif flat.get("data.tokenizer", "bpe") != "bpe":
         unused |= {"data.vocab_size"}
     return {name: value for name, value in flat.items() if name not in unused}
 

@@ -54,7 +54,9 @@ def load(argv: Sequence[str]) -> tuple[Config, str, str, Path | None]:
         raise InputError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from None
     if not isinstance(config, ConfigDict):
         raise InputError(f"{path}: get_config returned {type(config).__name__}, not a ConfigDict.")
-    missing = [field for field in flatten(defaults.gpt2("small")) if field not in flatten(config)]
+    family = flatten(config).get("model.family", "gpt2")
+    wanted = defaults.FAMILIES.get(family, defaults.gpt2)("small")
+    missing = [field for field in flatten(wanted) if field not in flatten(config)]
     if missing:
         raise InputError(f"{path}: the config lacks {missing[0]}: start it from blrlab.experiments.defaults.")
     workdir = values.get("workdir")

@@ -5,20 +5,18 @@ Each is a function (run, folder) that starts from what earlier stages left in th
 
 import dataclasses
 import functools
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from blrlab import compress, data, records, train
+from blrlab import compress, records, train
 from blrlab.compress.rows import row
-from blrlab.data import Dataset
 from blrlab.errors import InputError
 from blrlab.experiments import build
 from blrlab.experiments.build import Experiment
+from blrlab.experiments.tasks import Dataset, Metric
 from blrlab.experiments.workdir import Workdir
 from blrlab.models import hf
 from blrlab.models.parts import ALL_DENSE, Part
@@ -43,9 +41,9 @@ class Run:
         return jax.random.fold_in(key, self.made.config.compress.seed) if phase == COMPRESS else key
 
     @functools.cached_property
-    def dataset(self) -> Dataset:
-        """The prepared text."""
-        return data.load(self.workdir.path("data"))
+    def dataset(self) -> Any:
+        """The prepared data."""
+        return self.made.task.load(self.workdir.path("data"))
 
     def params(self, stage: str) -> dict[str, Any]:
         """Load the parameters that dense, continue, compress or heal left."""
@@ -54,42 +52,25 @@ class Run:
         return train.load_params(self.workdir.path(stage) / "params", shapes)
 
     def model(self, dense: bool, watched: bool = False) -> Part:
-        """Make the dense or the factored model; one whose layers are watched runs them one by one."""
-        sizes = dataclasses.replace(self.made.model, scan=False) if watched else self.made.model
+        """Make the dense or the factored model; one whose layers are watched runs them one by one, and once."""
+        sizes = self.made.model
+        sizes = dataclasses.replace(sizes, scan=False, remat=False) if watched else sizes
         return self.made.family.model(sizes, ALL_DENSE if dense else self.made.specs)
 
 
 def prepare_data(run: Run, folder: Path) -> None:
-    """Tokenise the text, and record it with the machine."""
-    made, config = run.made, run.made.config.data
-    dataset = data.prepare(
-        folder,
-        source=config.source,
-        path=config.path if config.source == "folder" else "",
-        name=config.name if config.source == "huggingface" else "",
-        subset=config.subset,
-        valid_fraction=config.valid_fraction,
-        tokenizer_kind=made.tokenizer_kind,
-        vocab_size=config.vocab_size,
-        checkpoint=made.checkpoint,
-    )
-    if dataset.vocab_size > made.model.vocab_size:
-        raise InputError(
-            f"the tokenizer has {dataset.vocab_size} tokens, the model's vocabulary {made.model.vocab_size}."
-        )
-    data.validation_windows(dataset.valid, made.window, 1)
-    data.Batches(dataset.train, made.window, max(made.config.train.batch, made.config.heal.batch), seed=0)
+    """Prepare the data of the task, and record it with the machine."""
+    made = run.made
+    said = made.task.prepare(made, folder)
+    dataset = made.task.load(folder)
+    made.task.held_out(made, dataset, 1)
+    made.task.batches(made, dataset, max(made.config.train.batch, made.config.heal.batch), 0)
     records.rewrite(folder / "records.jsonl", [environment_record(run, dataset)])
-    summary = dataset.summary
-    run.say(
-        f"data: {summary['source']}, {summary['files']:,} files, {summary['bytes'] / 1e6:.1f} MB, "
-        f"{len(dataset.train):,} + {len(dataset.valid):,} {summary['unit']}s, "
-        f"unigram entropy {summary['unigram_entropy']:.3f} nats/byte, hash {summary['hash'][:12]}"
-    )
+    run.say(f"data: {said}")
 
 
 def environment_record(run: Run, dataset: Dataset) -> records.Record:
-    """Return the record of machine, config and text."""
+    """Return the record of machine, config and data."""
     return {
         "kind": "env",
         **build.machine(),
@@ -169,11 +150,17 @@ def _compressed(
     return compress.compress(params, made.specs, key, line, algorithms, inputs)
 
 
-def calibration_batches(run: Run) -> list[np.ndarray]:
-    """Return the windows of training text [B, T] that layers' inputs are taken from."""
-    config = run.made.config.compress
-    windows = data.validation_windows(run.dataset.train, run.made.window, config.windows)[:, :-1]
-    return [windows[start : start + config.batch] for start in range(0, len(windows), config.batch)]
+def calibration_batches(run: Run) -> list[Any]:
+    """Return what the model is given on training examples, from which layers' inputs are taken."""
+    made, config = run.made, run.made.config.compress
+    examples, objective = made.task.calibration(made, run.dataset, config.windows), made.task.objective(made, False)
+    count = len(jax.tree.leaves(examples)[0])
+    parts = [
+        jax.tree.map(lambda rows, at=start: rows[at : at + config.batch], examples)
+        for start in range(0, count, config.batch)
+    ]
+    key = run.key(COMPRESS)
+    return [objective.inputs(part, jax.random.fold_in(key, number)) for number, part in enumerate(parts)]
 
 
 def _algorithm(name: str, mode: str) -> str:
@@ -207,6 +194,7 @@ def _distilling(run: Run) -> Callable:
         training.distil_weight,
         training.temperature,
         blocks,
+        made.task.objective(made, True),
     )
     step, (replicate, _) = train.make_step(model, build.optimizer(training), loss), train.data_parallel(training.batch)
     teacher = replicate(run.params("dense"))
@@ -229,13 +217,14 @@ def _fit(
     step: Callable | None = None,
 ) -> None:
     optimizer = build.optimizer(training, dense=phase.startswith("dense"))
+    loss = train.data_loss(model, run.made.task.objective(run.made, True))
     # The order of the batches is drawn from the seed and the phase, as all other randomness is.
     seed = int(jax.random.randint(run.key(number), (), 0, 2**31 - 1))
     state = train.fit(
         build.plan(phase, training, run.dataset.summary["hash"]),
         train.init_state(params, optimizer, run.key(number)),
-        step or train.make_step(model, optimizer),
-        data.Batches(run.dataset.train, run.made.window, training.batch, seed),
+        step or train.make_step(model, optimizer, loss),
+        run.made.task.batches(run.made, run.dataset, training.batch, seed),
         build.schedule(training),
         folder,
         run.say,
@@ -247,30 +236,31 @@ EVALUATED = {"dense": "dense", "continue": "dense_continued", "compress": "compr
 
 
 def evaluate(run: Run, folder: Path) -> None:
-    """Evaluate every model there is on the same validation windows."""
-    config = run.made.config.eval
-    windows = data.validation_windows(run.dataset.valid, run.made.window, config.windows)
+    """Evaluate every model there is on the same held-out examples."""
+    made, config = run.made, run.made.config.eval
+    examples, objective = made.task.held_out(made, run.dataset, config.windows), made.task.objective(made, False)
     rows: list[records.Record] = []
     for stage, name in EVALUATED.items():
         if run.workdir.done(stage):
             dense = stage in ("dense", "continue")
-            loss = train.evaluate(run.model(dense), run.params(stage), windows, config.batch)
-            rows += _eval_records(run, name, loss, windows, factored=not dense)
-            run.say(f"eval: {name:<16} {rows[-3]['value']:.4f} {rows[-3]['unit']}, perplexity {rows[-2]['value']:.3f}")
+            measured = train.evaluate(run.model(dense), run.params(stage), examples, config.batch, objective)
+            metrics = made.task.metrics(made, run.dataset, measured, examples)
+            rows += _eval_records(run, name, metrics, len(jax.tree.leaves(examples)[0]), factored=not dense)
+            (_, loss, unit), (second, value, _) = metrics[:2]
+            run.say(f"eval: {name:<16} {loss:.4f} {unit}, {second} {value:.3f}")
     records.rewrite(folder / "records.jsonl", rows)
 
 
-def _eval_records(run: Run, stage: str, loss: float, windows: np.ndarray, factored: bool) -> list[records.Record]:
-    dataset, made = run.dataset, run.made
-    unit = dataset.summary["unit"]
-    targets = windows[:, 1:]
-    bits = loss / math.log(2) * targets.size / int(dataset.token_bytes[targets].sum())
+def _eval_records(
+    run: Run, stage: str, metrics: Sequence[Metric], examples: int, factored: bool
+) -> list[records.Record]:
+    made = run.made
     shared: records.Record = {
         "kind": "eval",
         "stage": stage,
         "split": "validation",
-        "examples": len(windows),
-        "data_hash": dataset.summary["hash"],
+        "examples": examples,
+        "data_hash": run.dataset.summary["hash"],
     }
     if factored:
         layer_factor, model_factor = compress.compression_factors(made.dense_shapes, made.specs)
@@ -282,9 +272,4 @@ def _eval_records(run: Run, stage: str, loss: float, windows: np.ndarray, factor
             "layer_factor": layer_factor,
             "model_factor": model_factor,
         }
-    metrics = (
-        ("loss", loss, f"nats/{unit}"),
-        ("perplexity", math.exp(min(loss, 700.0)), f"per {unit}"),
-        ("bits_per_byte", bits, "bits/byte"),
-    )
-    return [shared | {"metric": metric, "value": value, "unit": of} for metric, value, of in metrics]
+    return [shared | {"metric": metric, "value": value, "unit": unit} for metric, value, unit in metrics]

@@ -14,14 +14,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from blrlab.errors import InputError, one_of
-from blrlab.train.step import Loss, Params, next_token_loss
+from blrlab.train.objective import NEXT_TOKEN, Objective
+from blrlab.train.step import Loss, Params, drawn_keys
 
 TERMS = ("logits", "outputs")
 
 
 def divergence(
-    teacher: Float[Array, "B T N"], student: Float[Array, "B T N"], temperature: float = 1.0
-) -> Float[Array, "B T"]:
+    teacher: Float[Array, "... N"], student: Float[Array, "... N"], temperature: float = 1.0
+) -> Float[Array, "..."]:
     """Return T^2 KL(teacher || student) of every prediction, in nats, both softened by the temperature T.
 
     T^2 keeps the gradient's size as T grows (Hinton et al., section 2).
@@ -53,19 +54,21 @@ def distil_loss(
     weight: float,
     temperature: float = 1.0,
     blocks: Sequence[str] = (),
+    objective: Objective = NEXT_TOKEN,
 ) -> Loss:
-    """Return the loss (params, windows [B, T + 1], key, the teacher's params) -> (mixed, {"loss", "distil_loss"}).
+    """Return the loss (params, batch, key, the teacher's params) -> (mixed, {"loss", "distil_loss"}).
 
-    What is made small is (1 - weight) loss + weight distil_loss; `loss` alone is of the text, as without a teacher.
+    What is made small is (1 - weight) loss + weight distil_loss; `loss` alone is of the data, as without a teacher.
     The teacher runs without dropout, and no gradient goes to it.
 
     Args:
-      model: the student, tokens [B, T] -> logits [B, T, N].
+      model: the student, such as tokens [B, T] -> logits [B, T, N].
       teacher: the same, of its own shape.
       term: logits or outputs.
       weight: the share of the distillation, 0 to 1.
       temperature: of the logits.
       blocks: paths of the modules whose outputs are compared, the same in both models.
+      objective: what both are trained for.
 
     Raises:
       InputError: the term is unknown, or a model has no such block.
@@ -75,25 +78,26 @@ def distil_loss(
     if term == "outputs" and not watched:
         raise InputError("no blocks are named whose outputs are to be distilled.")
 
-    def loss(params: Params, windows: Array, key: Array, given: Params) -> tuple[Array, dict[str, Array]]:
-        tokens = windows[:, :-1]
-        logits, outputs = _run(model, params, tokens, watched, train=True, rngs={"dropout": key})
-        wanted, wanted_outputs = jax.lax.stop_gradient(_run(teacher, given, tokens, watched))
-        of_text = next_token_loss(logits, windows[:, 1:]).mean()
+    def loss(params: Params, batch: Any, key: Array, given: Params) -> tuple[Array, dict[str, Array]]:
+        drawn, dropped = drawn_keys(key)
+        inputs = objective.inputs(batch, drawn)
+        logits, outputs = _run(model, params, inputs, watched, train=True, rngs={"dropout": dropped})
+        wanted, wanted_outputs = jax.lax.stop_gradient(_run(teacher, given, inputs, watched))
+        of_data = objective.losses(logits, batch, drawn).mean()
         if term == "logits":
             of_teacher = divergence(wanted, logits, temperature).mean()
         else:
             of_teacher = output_error(wanted_outputs, outputs)
-        mixed = (1 - weight) * of_text + weight * of_teacher
-        return mixed, {"loss": of_text, "distil_loss": of_teacher}
+        mixed = (1 - weight) * of_data + weight * of_teacher
+        return mixed, {"loss": of_data, "distil_loss": of_teacher}
 
     return loss
 
 
 def _run(
-    model: nn.Module, params: Params, tokens: Array, blocks: Sequence[str], **given: Any
+    model: nn.Module, params: Params, inputs: tuple[Any, ...], blocks: Sequence[str], **given: Any
 ) -> tuple[Array, dict[str, Array]]:
-    """Return the logits of a model and the outputs of some of its modules, by path."""
+    """Return the output of a model and the outputs of some of its modules, by path."""
     found: dict[str, Array] = {}
 
     def watch(method: Callable, args: tuple, kwargs: dict[str, Any], context: nn.module.InterceptorContext) -> Any:
@@ -103,7 +107,7 @@ def _run(
         return output
 
     with nn.intercept_methods(watch):
-        logits: Any = model.apply({"params": params}, tokens, **given)
+        logits: Any = model.apply({"params": params}, *inputs, **given)
     for path in blocks:
         if path not in found:
             raise InputError(f"the model has no block {path} to distil.")

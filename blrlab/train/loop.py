@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from blrlab import records
-from blrlab.data import Batches
+from blrlab.data import Stream
 from blrlab.errors import InputError
 from blrlab.train.checkpoint import Checkpoints
 from blrlab.train.sharding import data_parallel
@@ -24,10 +24,10 @@ class Plan:
     Attributes:
       phase: the name its records carry: dense, dense_continued or heal.
       steps: optimiser steps in all.
-      batch: windows a step.
+      batch: examples a step.
       log_every: steps between two records; the last step is always recorded.
       checkpoint_every: steps between two checkpoints; the end is always saved.
-      data_hash: of the text, for the records.
+      data_hash: of the data, for the records.
     """
 
     phase: str
@@ -49,7 +49,7 @@ def fit(
     plan: Plan,
     state: State,
     step: Callable[[State, jax.Array], tuple[State, dict[str, jax.Array]]],
-    batches: Batches,
+    batches: Stream,
     schedule: Callable[[int], Any],
     folder: Path,
     say: Callable[[str], None] = print,
@@ -83,9 +83,9 @@ def fit(
             _check_finite(plan, number, metrics)
         if logs:
             record = _record(plan, number, metrics, float(schedule(number - 1)))
-            record["tokens_per_s"] = clock.tokens_per_s(number, batches.context)
+            record[f"{batches.unit}s_per_s"] = clock.per_s(number, batches.units)
             records.append(log, record)
-            say(_line(record, plan, clock.seconds_left(number)))
+            say(_line(record, plan, clock.seconds_left(number), batches.unit))
         if saves:
             checkpoints.save(state, batches.position)
     if checkpoints.latest() is None:  # no steps at all
@@ -101,11 +101,11 @@ class _Clock:
         self._plan, self._step, self._time = plan, first, time.perf_counter()
         self._pace: float | None = None
 
-    def tokens_per_s(self, step: int, context: int) -> float:
+    def per_s(self, step: int, units: int) -> float:
         now = time.perf_counter()
         self._pace = (now - self._time) / (step - self._step)
         self._step, self._time = step, now
-        return self._plan.batch * context / self._pace
+        return self._plan.batch * units / self._pace
 
     def seconds_left(self, step: int) -> float:
         return (self._plan.steps - step) * (self._pace or 0.0)
@@ -128,9 +128,9 @@ def _record(plan: Plan, step: int, metrics: Mapping[str, jax.Array], rate: float
     }
 
 
-def _line(record: records.Record, plan: Plan, seconds: float) -> str:
+def _line(record: records.Record, plan: Plan, seconds: float, unit: str) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return (
         f"{plan.phase}: step {record['step']}/{plan.steps}  loss {record['loss']:.3f}  "
-        f"{record['tokens_per_s']:,.0f} tokens/s  {minutes}:{rest:02d} left"
+        f"{record[f'{unit}s_per_s']:,.0f} {unit}s/s  {minutes}:{rest:02d} left"
     )

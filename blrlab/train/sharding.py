@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from blrlab.errors import InputError
 
 
-def data_parallel(batch: int) -> tuple[Callable[[Any], Any], Callable[[np.ndarray], jax.Array]]:
-    """Return (replicate, shard): how to place a state, and a batch [batch, ...], on the local devices.
+def data_parallel(batch: int) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return (replicate, shard): how to place a state, and a batch (arrays [batch, ...]), on the local devices.
 
     A jitted step on what they return runs on every device and gives the losses of one.
 
@@ -24,4 +24,4 @@ def data_parallel(batch: int) -> tuple[Callable[[Any], Any], Callable[[np.ndarra
         raise InputError(f"a batch of {batch} cannot be shared out over {len(devices)} devices; {below} can.")
     mesh = jax.sharding.Mesh(np.array(devices), ("data",))
     everywhere, cut = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    return lambda tree: jax.device_put(tree, everywhere), lambda windows: jax.device_put(windows, cut)
+    return lambda tree: jax.device_put(tree, everywhere), lambda arrays: jax.device_put(arrays, cut)

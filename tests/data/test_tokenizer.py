@@ -138,7 +138,7 @@ def word_level(separator: str = SEPARATOR) -> str:
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"model": {"type": "Nonsense"}}', "is damaged"),
-        (word_level("</s>"), 'has no token "<|endoftext|>"'),
+        (word_level("<end>"), "has no token to set between documents, none of <|endoftext|>, <|end_of_text|>, </s>"),
         (word_level(), "byte-level"),
     ],
     ids=["missing", "empty", "half", "a list", "no such model", "no separator", "not byte-level"],
@@ -152,6 +152,29 @@ def test_a_checkpoint_without_a_usable_tokenizer_is_an_error(
         tokenizer.make("checkpoint", [], 300, tmp_path)
     assert sentence in str(caught.value)
     assert str(tmp_path / "tokenizer.json") in str(caught.value)
+
+
+def test_a_sentencepiece_tokenizer_is_read(tmp_path: Path) -> None:
+    """As Llama has it: pieces of text with a bar for the space, tokens for single bytes, </s> at the end."""
+    words = ["<unk>", "<s>", "</s>", *tokenizer.BYTES, "\u2581", "a", "b", "\u2581a", "ab"]
+    model = tokenizers.models.BPE(
+        {word: index for index, word in enumerate(words)},
+        [("\u2581", "a"), ("a", "b")],
+        unk_token="<unk>",
+        byte_fallback=True,
+    )
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = tokenizers.normalizers.Replace(" ", "\u2581")
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    found = tokenizer.make("checkpoint", [], 0, tmp_path)
+    assert found.separator == "</s>"
+    text = " ab a\u00e9\n".encode()
+    tokens, lengths = found.encode([text, b"b"]), found.byte_lengths()
+    assert tokens[-2:].tolist() == [words.index("b"), 2]
+    first = tokens[: tokens.tolist().index(2)]
+    assert lengths[first].sum() == len(text)
+    assert lengths[2] == 1
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,12 @@ def test_the_loss_is_that_of_a_plain_computation_whatever_the_batch(setting, bat
     # Large weights, so that the loss of the filling, if it counted, would show.
     params["head"]["bias"] = params["head"]["bias"].at[0].set(-9.0)
     wanted = reference(setting, params, windows)
-    assert train.evaluate(setting.model, params, windows, batch) == pytest.approx(wanted, rel=2e-6)
+    assert train.evaluate(setting.model, params, windows, batch)["loss"] == pytest.approx(wanted, rel=2e-6)
 
 
 def test_evaluation_drops_nothing_and_changes_nothing(setting) -> None:
     params, windows = setting.params(), setting.windows(8)
-    losses = {train.evaluate(setting.model, params, windows, 4) for _ in range(3)}
+    losses = {train.evaluate(setting.model, params, windows, 4)["loss"] for _ in range(3)}
     assert len(losses) == 1
     for before, after in zip(jax.tree.leaves(setting.params()), jax.tree.leaves(params), strict=True):
         assert np.array_equal(before, after)
@@ -36,6 +36,6 @@ def test_evaluation_drops_nothing_and_changes_nothing(setting) -> None:
 
 def test_every_window_counts_the_same(setting) -> None:
     params, windows = setting.params(), setting.windows(5)
-    alone = [train.evaluate(setting.model, params, windows[place : place + 1], 2) for place in range(5)]
+    alone = [train.evaluate(setting.model, params, windows[place : place + 1], 2)["loss"] for place in range(5)]
     assert len(set(alone)) > 1
-    assert train.evaluate(setting.model, params, windows, 2) == pytest.approx(np.mean(alone), rel=2e-6)
+    assert train.evaluate(setting.model, params, windows, 2)["loss"] == pytest.approx(np.mean(alone), rel=2e-6)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ def load(folder: Path, family: Family, config: Any, dtype: Any = jnp.float32) ->
       dtype: of all parameters; None leaves each as it is stored.
 
     Raises:
-      InputError: a file is missing or damaged, or a tensor is missing, unknown, of another shape, not
-        finite, or not what it is a copy of.
+      InputError: a file is missing or damaged, or a tensor is missing, unknown, of another shape, not finite, or not
+        what it is a copy of.
     """
     files = [(path, *stored.look(path)) for path in folders.files(folder)]
     tensors = list(_tensors(files))
@@ -67,10 +67,11 @@ def load(folder: Path, family: Family, config: Any, dtype: Any = jnp.float32) ->
         {family.known(tensor.name, config): _shape(tensor, order) for tensor, order in tensors}, family, config
     )
     wanted: dict[str, Any] = flatten_dict(family.shapes(config, FrozenDict(specs)), sep="/")
-    places = {name: place for path in wanted for name, place in _places(path, family, config)}
     named = {family.known(tensor.name, config): tensor for tensor, _ in tensors}
-    sources = [source_of(path, family, config) for path in wanted]
-    copies = {copy: named.get(source.names[0]) for source in sources for copy in source.copies}
+    whole = [path for path in specs if f"{factored_name(f'{path}/kernel', family, config)}.bias" in named]
+    sources = {path: source_of(path, family, config, whole) for path in wanted}
+    places = {name: place for path, source in sources.items() for name, place in _places(path, source)}
+    copies = {copy: named.get(source.names[0]) for source in sources.values() for copy in source.copies}
     found: dict[str, jax.Array] = {}
     pieces: dict[str, dict[int, np.ndarray]] = {}
     for tensor, permute in tensors:
@@ -83,15 +84,15 @@ def load(folder: Path, family: Family, config: Any, dtype: Any = jnp.float32) ->
         if name not in places:
             raise InputError(f'{folder}: the tensor "{tensor.name}" has no place in this model.')
         path, piece = places[name]
-        source = source_of(path, family, config)
+        source = sources[path]
         numbers = _numbers(folder, tensor, permute, source.axes)
         pieces.setdefault(path, {})[piece] = numbers
         if len(pieces[path]) == len(source.names):
             together = [pieces[path][at] for at in range(len(source.names))]
             del pieces[path]
             _check_shape(folder, tensor, numbers, together, wanted[path].shape, source)
-            whole = together[0] if len(together) == 1 else np.concatenate(together, axis=-1)
-            found[path] = jnp.asarray(whole if dtype is None else whole.astype(jnp.dtype(dtype)))
+            joined = together[0] if len(together) == 1 else np.concatenate(together, axis=-1)
+            found[path] = jnp.asarray(joined if dtype is None else joined.astype(jnp.dtype(dtype)))
     missing = [path for path in wanted if path not in found]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -135,16 +136,18 @@ def factored_name(path: str, family: Family, config: Any) -> str:
     return layer if len(names) == 1 else f"{layer.rpartition('.')[0]}.qkv"
 
 
-def source_of(path: str, family: Family, config: Any) -> Source:
-    """Return where a parameter lies, a factor too."""
+def source_of(path: str, family: Family, config: Any, whole: Collection[str] = ()) -> Source:
+    """Return where a parameter lies, a factor too; the bias of a layer of `whole` lies beside its factors."""
     kernel, _, part = path.rpartition("/")
     if part in FACTORS and kernel.endswith("/kernel"):
         return Source((f"{factored_name(kernel, family, config)}.{part}",))
+    if part == "bias" and kernel in whole:
+        return Source((f"{factored_name(f'{kernel}/kernel', family, config)}.bias",))
     return family.source(path, config)
 
 
-def _places(path: str, family: Family, config: Any) -> Iterator[tuple[str, Place]]:
-    for piece, name in enumerate(source_of(path, family, config).names):
+def _places(path: str, source: Source) -> Iterator[tuple[str, Place]]:
+    for piece, name in enumerate(source.names):
         yield name, (path, piece)
 
 

@@ -5,6 +5,7 @@
     blrlab.json                      where a layer is factored: {"version": 1, "layers": {name of the layer: its spec}}
 
 A factored layer has `<name>.V`, `.S` and `.U` in the place of `<name>.weight`; y = x W, W [i, o] what the factors make.
+Layers that the model fuses are one there, `<attention>.qkv`, its bias too.
 A file's metadata is that of `blrlab_ops.files`, whose `load` reads its factored layers.
 """
 
@@ -23,7 +24,7 @@ from blrlab import factors
 from blrlab.errors import InputError
 from blrlab.factors import Spec
 from blrlab.models.hf import folders, stored
-from blrlab.models.hf.family import FACTORS, Family
+from blrlab.models.hf.family import FACTORS, Family, Source
 from blrlab.models.hf.reading import factored_name, source_of
 from blrlab.models.hf.stored import Content
 
@@ -59,7 +60,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     specs = specs_of(params)
     names = {path: factored_name(f"{path}/kernel", family, config) for path in specs}
-    shards = _shards(list(_units(family, config, params, dtype)), shard_bytes)
+    shards = _shards(list(_units(family, config, params, dtype, specs)), shard_bytes)
     endings = [f"-{number:05d}-of-{len(shards):05d}" for number in range(1, len(shards) + 1)]
     files = [f"{family.stem}{ending if len(shards) > 1 else ''}.safetensors" for ending in endings]
     layers = {names[path]: spec for path, spec in specs.items()}
@@ -90,23 +91,25 @@ def _leaves(params: Mapping[str, Any]) -> dict[str, Any]:
     return dict(flatten_dict(dict(params), sep="/"))
 
 
-def _units(family: Family, config: Any, params: Mapping[str, Any], dtype: Any) -> Iterator[list[Content]]:
+def _units(
+    family: Family, config: Any, params: Mapping[str, Any], dtype: Any, specs: Mapping[str, Spec]
+) -> Iterator[list[Content]]:
     """Yield the tensors of one layer after another, which stay in one file."""
     layers: dict[str, list[Content]] = {}
     for path, leaf in _leaves(params).items():
         layer = path.split("/kernel")[0] if "/kernel" in path else path.rpartition("/")[0]
-        layers.setdefault(layer, []).extend(_contents(path, leaf, family, config, dtype))
+        source = source_of(path, family, config, specs)
+        layers.setdefault(layer, []).extend(_contents(path, leaf, source, dtype))
     yield from layers.values()
 
 
-def _contents(path: str, leaf: Any, family: Family, config: Any, dtype: Any) -> Iterator[Content]:
+def _contents(path: str, leaf: Any, source: Source, dtype: Any) -> Iterator[Content]:
     wide = jnp.dtype(leaf.dtype if dtype is None else dtype)
     try:
         kind = stored.dtype_name(wide)
     except StopIteration:
         known = ", ".join(str(jnp.dtype(each)) for each in stored.DTYPES.values())
         raise InputError(f"{path} is {wide}; a checkpoint holds {known}.") from None
-    source = source_of(path, family, config)
     each = leaf.shape[-1] // len(source.names) if leaf.shape else 0
     for piece, name in [*enumerate(source.names), *((0, copy) for copy in source.copies)]:
         shape = (*leaf.shape[:-1], each) if leaf.shape else ()

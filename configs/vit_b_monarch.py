@@ -1,0 +1,17 @@
+"""A Vision Transformer from dense to Monarch: train, compress, heal, evaluate, benchmark, report.
+
+    python -m blrlab.experiments.run --config=configs/vit_b_monarch.py:small
+    python -m blrlab.experiments.run --config=configs/vit_b_monarch.py:full --config.data.path=IMAGENET
+
+Scales: `:small` (0.5 million parameters on scikit-learn's digits; TIME) and `:full` (ViT-B/16 on a
+folder of class folders, or `--config.init_from=google/vit-base-patch16-224`; a GPU). EXPECT
+"""
+
+from blrlab.experiments import defaults
+
+
+def get_config(scale: str = "small"):
+    """Return the config of one scale, small or full."""
+    config = defaults.vit(scale)
+    config.factors.format = "monarch"
+    return config
