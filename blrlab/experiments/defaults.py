@@ -34,7 +34,7 @@ def llama(scale: str) -> Config:
     """Return the config of a Llama experiment.
 
     Args:
-      scale: small (3.4 million parameters, minutes on two CPU cores) or full (Llama-7B, from a checkpoint that
+      scale: small (3.3 million parameters, minutes on two CPU cores) or full (Llama-7B, from a checkpoint that
         `--config.init_from` names).
 
     Raises:

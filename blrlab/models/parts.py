@@ -57,6 +57,11 @@ class Part(nn.Module):
     config: Any
     specs: Specs = ALL_DENSE
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.specs, FrozenDict):
+            object.__setattr__(self, "specs", FrozenDict(self.specs))  # a model is hashable: static under jit
+        super().__post_init__()
+
     def linear(self, name: str, features: int, deviation: float = DEVIATION, bias: bool = True) -> FactoredDense:
         """Make the linear layer `name` of this part, in the format its path is given."""
         return FactoredDense(

@@ -8,11 +8,12 @@ README = Path(__file__).resolve().parents[2] / "README.md"
 
 def test_python_blocks_of_the_readme_run():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names = {}
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     assert names["y"].shape == (8, 256)
+    assert names["tokens"].shape == (1, 8)
     assert set(names["small"]["layers_0"]["kernel"]) == {"V", "U"}
 
 
