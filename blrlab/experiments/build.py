@@ -71,9 +71,7 @@ class Experiment:
     @property
     def window(self) -> int:
         """Tokens that a model runs at once: of text, what a training or validation window predicts."""
-        if self.family.name == "vit":
-            return self.model.patches + 1
-        return min(self.config.model.context, self.model.context)
+        return self.task.window(self)
 
     @property
     def tokenizer_kind(self) -> str:
@@ -277,7 +275,7 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a flat config that can change a result: not those that another one switches off."""
-    unused = {"stages"}
+    unused = {"stages", "model.remat", "model.scan"}
     if flat["rules_file"]:  # what is in a file counts, not where it is
         flat = {**flat, "rules_file": compress.load(home_expanded(flat["rules_file"]))}
     if flat["budget.target"] != "microseconds":

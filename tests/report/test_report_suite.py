@@ -27,6 +27,7 @@ from blrlab.report.summary.sizes import sizes
 from blrlab.report.summary.speed import geometric_mean, speeds
 from blrlab.report.tables.data import overview_data
 from blrlab.report.tables.latency import latency_table
+from blrlab.report.tables.quality import quality_tables
 from blrlab.report.tables.speed import means_table, side_by_side, speed_table, win
 
 
@@ -375,6 +376,22 @@ def test_runs_at_several_sizes_are_lines_of_what_is_lost(build):
 def test_a_model_healed_below_the_dense_one_is_drawn_too(build):
     runs = split_runs(sized(build, "block_svd", 4, 2_000_000, 1.3, 1.1) + sized(build, "block_svd", 4, 1_000_000, 1.6))
     assert sizes_figure(runs) is not None
+
+
+def test_images_are_told_by_right_answers_and_text_by_perplexity(build):
+    rows = [build.env(), *build.compression()]
+    shared = {"kind": "eval", "split": "validation", "examples": 359, "data_hash": "9f2c51d07ab34e81"}
+    for metric, value, unit in (("loss", 0.359, "nats/image"), ("top1", 0.9276, ""), ("top5", 0.997, "")):
+        rows.append({**shared, "stage": "dense", "metric": metric, "value": value, "unit": unit})
+    (table,) = quality_tables("9f2c51d07ab34e81", "a GPU", split_runs(rows))
+    titles = [column.title for column in table.columns]
+    assert {"top-1", "top-5"} < set(titles)
+    assert not [title for title in titles if title.startswith(("perplexity", "bits"))]
+    assert table.cells("top-1") == ["92.8 %"]
+    assert "359 images" in table.title
+    (of_text,) = quality_tables("x", "a GPU", split_runs([build.env(), *build.evaluation("dense", 1.2)]))
+    assert not {"top-1", "top-5"} & {column.title for column in of_text.columns}
+    assert "512 windows" in of_text.title
 
 
 def test_one_size_is_no_line(build):

@@ -31,6 +31,7 @@ class Task:
     """A task.
 
     Attributes:
+      window: (experiment) -> tokens of an example.
       check: (experiment) -> None; InputError where the config does not fit.
       prepare: (experiment, folder) -> a sentence on the data, written there.
       load: (folder) -> the data.
@@ -41,6 +42,7 @@ class Task:
       metrics: (experiment, data, measured, examples) -> what is recorded of `train.evaluate`, the loss first.
     """
 
+    window: Callable[["Experiment"], int]
     check: Callable[["Experiment"], None]
     prepare: Callable[["Experiment", Path], str]
     load: Callable[[Path], Dataset]

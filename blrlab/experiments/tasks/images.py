@@ -82,6 +82,7 @@ def _metrics(made: "Experiment", dataset: Images, measured: dict[str, float], ex
 
 
 TASK = Task(
+    window=lambda made: made.model.patches + 1,
     check=_check,
     prepare=_prepare,
     load=images.load,

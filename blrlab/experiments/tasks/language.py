@@ -20,6 +20,10 @@ def _check(made: "Experiment") -> None:
     config = made.config
     one_of(config.data.source, text.SOURCES, "data source")
     one_of(config.data.tokenizer, tokenizer.KINDS, "tokenizer")
+    if config.data.vocab_size < 257:
+        raise InputError(f"config.data.vocab_size is {config.data.vocab_size}; it must be at least 257.")
+    if made.window < 1:
+        raise InputError(f"config.model.context is {made.window}; it must be at least 1.")
     if made.tokenizer_kind == "checkpoint" and not made.checkpoint:
         raise InputError("data.tokenizer=checkpoint needs a checkpoint: set init_from, or use byte or bpe.")
     least = {"byte": 256, "bpe": config.data.vocab_size}.get(made.tokenizer_kind, 0)
@@ -82,6 +86,7 @@ def _metrics(made: "Experiment", dataset: Dataset, measured: dict[str, float], w
 
 
 TASK = Task(
+    window=lambda made: min(made.config.model.context, made.model.context),
     check=_check,
     prepare=_prepare,
     load=data.load,

@@ -33,6 +33,8 @@ class Quality:
     perplexity: float | None
     perplexity_unit: str
     bits_per_byte: float | None
+    top1: float | None
+    top5: float | None
     parameters: float | None
     change: float | None
     layer_factor: float | None
@@ -139,6 +141,8 @@ def _quality(run: Run, stage: str, variant: Variant, rows: list[Record], dense: 
         perplexity=finite(perplexity_row.get("value")),
         perplexity_unit=text(perplexity_row.get("unit"), ""),
         bits_per_byte=bits,
+        top1=finite(by_metric.get("top1", {}).get("value")),
+        top5=finite(by_metric.get("top5", {}).get("value")),
         parameters=_parameters(run, stage, variant),
         change=None if loss is None or dense is None or stage == "dense" else loss - dense,
         layer_factor=layer_factor,

@@ -25,7 +25,8 @@ def _windows(split: str, runs: list[Run]) -> str:
         finite(r.get("examples")) for run in runs for r in run.of("eval") if text(r.get("split"), "valid") == split
     }
     known = [c for c in counts if c is not None]
-    return f", {words.span(known)} windows" if known else ""
+    units = {text(r.get("unit"), "") for run in runs for r in run.of("eval", metric="loss")}
+    return f", {words.span(known)} {'images' if 'nats/image' in units else 'windows'}" if known else ""
 
 
 def _table(title: str, unit: str, runs: list[tuple[str, list[Quality]]]) -> Table:
@@ -35,6 +36,7 @@ def _table(title: str, unit: str, runs: list[tuple[str, list[Quality]]]) -> Tabl
         breaks.add(len(rows))
         rows += [(label, *_cells(row)) for row in found]
     per = next((r.perplexity_unit for _, found in runs for r in found if r.perplexity_unit), "")
+    measures = (f"perplexity\n{per}".rstrip(), "bits\nper byte", "top-1", "top-5")
     columns = (
         Column("run", 0, False, group=True),
         Column("stage", 0, False),
@@ -42,13 +44,19 @@ def _table(title: str, unit: str, runs: list[tuple[str, list[Quality]]]) -> Tabl
         Column("algorithm", 4, False),
         Column(f"loss\n{unit}"),
         Column("change\nvs dense"),
-        Column(f"perplexity\n{per}".rstrip()),
-        Column("bits\nper byte"),
+        *map(Column, measures),
         Column("parameters"),
         Column("smaller\n(model)", 1),
     )
     table = Table(title, columns, tuple(rows), frozenset(breaks))
+    # Text has no right answers, images no perplexity; all else is shown, empty or not.
+    answered = any(row.top1 is not None for _, found in runs for row in found)
+    table = table.without(title for title in (measures if answered else measures[2:]) if _empty(table, title))
     return table.without(["run"]) if len(runs) == 1 else table
+
+
+def _empty(table: Table, title: str) -> bool:
+    return not set(table.cells(title)) - {words.MISSING}
 
 
 def _cells(row: Quality) -> tuple[str, ...]:
@@ -62,6 +70,8 @@ def _cells(row: Quality) -> tuple[str, ...]:
         words.change(row.change),
         words.loss(row.perplexity),
         words.loss(row.bits_per_byte),
+        words.MISSING if row.top1 is None else f"{100 * row.top1:.1f} %",
+        words.MISSING if row.top5 is None else f"{100 * row.top5:.1f} %",
         words.count(row.parameters),
         words.factor(row.model_factor),
     )
