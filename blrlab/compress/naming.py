@@ -21,9 +21,9 @@ _OF_GPT2 = ("c_attn", "q_attn", "c_fc", "c_proj")
 CONV1D = {"gpt2": _OF_GPT2, "openai-gpt": _OF_GPT2, "imagegpt": _OF_GPT2, "decision_transformer": _OF_GPT2}
 EMBEDDINGS = (
     "embed_tokens", "embed_positions", "wte", "wpe", "tokens_embed", "positions_embed", "word_embeddings",
-    "position_embeddings", "token_type_embeddings", "shared", "embed_in",
+    "position_embeddings", "token_type_embeddings", "shared", "embed_in", "embedding_table",
 )  # fmt: skip
-# By the last part of a path: what nets of `blrlab_ops.shapes` may call it. Others go by their own names.
+# By how a path ends: what nets of `blrlab_ops.shapes` may call it. Others go by the last part of their own names.
 ALIASES = {
     "q_proj": ("qkvo", "qo"),
     "k_proj": ("qkvo",),
@@ -32,6 +32,14 @@ ALIASES = {
     "gate_proj": ("gate_up", "gate"),
     "up_proj": ("gate_up", "up"),
     "down_proj": ("down",),
+    # ViT in transformers; DiT in diffusers, and by its authors.
+    "attention.output.dense": (),
+    "intermediate.dense": ("fc1",),
+    "output.dense": ("fc2",),
+    "ff.net.0.proj": ("fc1",),
+    "ff.net.2": ("fc2",),
+    "norm1.linear": ("adaln",),
+    "adaLN_modulation.1": ("adaln",),
 }
 
 
@@ -55,7 +63,8 @@ def model_type(folder: Path) -> str:
     if not path.is_file():
         raise InputError(f"{folder} is not a checkpoint: it has no config.json.")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+        given = json.loads(path.read_text(encoding="utf-8"))
+        found = given["model_type"] if "model_type" in given else given["_class_name"]  # which diffusers has
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} does not tell its model_type: {type(error).__name__}: {error}") from None
     return str(found)
@@ -86,10 +95,14 @@ def called(path: str, net: str) -> str:
 
     >>> called("model.layers.0.self_attn.q_proj", "llama7b"), called("transformer.h.0.mlp.c_fc", "gpt2s")
     ('qkvo', 'c_fc')
+    >>> called("transformer_blocks.0.norm1.linear", "dit_xl"), called("vit.encoder.layer.0.output.dense", "vit_b")
+    ('adaln', 'fc2')
     """
-    last = path.replace("/", ".").rsplit(".", 1)[-1]
+    path = path.replace("/", ".")
+    last = path.rsplit(".", 1)[-1]
     known = [layer.name for layer in shapes.LAYERS if layer.net == net]
-    return next((name for name in (last, *ALIASES.get(last, ())) if name in known), last)
+    own = next((names for ending, names in ALIASES.items() if f".{path}".endswith(f".{ending}")), ())
+    return next((name for name in (last, *own) if name in known), last)
 
 
 def has_published(path: str, layer: Linear, net: str) -> bool:

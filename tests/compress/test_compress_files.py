@@ -341,6 +341,30 @@ def test_names_of_llama_7b_have_published_ranks():
     assert "model.embed_tokens" not in layers
 
 
+def test_layers_of_images_models_go_by_the_papers_names():
+    """Names of transformers, of diffusers, and of DiT's authors."""
+    names = {
+        "vit.encoder.layer.3.intermediate.dense": "fc1",
+        "vit.encoder.layer.3.output.dense": "fc2",
+        "vit.encoder.layer.3.attention.output.dense": "dense",
+        "layer_3/attention/qkv": "qkv",
+    }
+    assert {path: naming.called(path, "vit_b") for path in names} == names
+    names = {
+        "transformer_blocks.7.norm1.linear": "adaln",
+        "transformer_blocks.7.ff.net.0.proj": "fc1",
+        "blocks.7.adaLN_modulation.1": "adaln",
+        "blocks.7.attn.qkv": "qkv",
+        "blocks.7.attn.proj": "proj",
+    }
+    assert {path: naming.called(path, "dit_xl") for path in names} == names
+
+
+def test_a_checkpoint_of_diffusers_tells_its_class(tmp_path):
+    (tmp_path / "config.json").write_text('{"_class_name": "DiTTransformer2DModel"}')
+    assert naming.model_type(tmp_path) == "DiTTransformer2DModel"
+
+
 def test_a_shard_is_of_bounded_size(checkpoints):
     rules = [("model.layers.*.mlp.*", {})]
     wanted = request.read(str(checkpoints / "llama"), rules, {"format": "low_rank", "rank": 6}, shard_bytes=20_000)
