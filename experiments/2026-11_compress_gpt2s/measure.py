@@ -26,6 +26,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
 from cells import KINDS, STUDY, Cell, cells, losses, rules
 
@@ -59,7 +60,7 @@ class Place:
     toy: bool
 
     @property
-    def sizes(self) -> dict[str, float]:
+    def sizes(self) -> dict[str, Any]:
         """Fields of the config that every run sets."""
         return TOY if self.toy else FULL
 
