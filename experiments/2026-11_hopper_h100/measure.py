@@ -1,0 +1,470 @@
+"""Verify and time the Hopper kernels of this study, beside cuBLAS dense and two cuBLAS products that permute nothing.
+
+    python experiments/2026-11_hopper_h100/measure.py --out=OUT.jsonl [--layers=qkvo,down] [--parts=stages,layers]
+
+Each layer has a process of its own, first all beside one another for the compiler, then one after another for the
+clock: a hang costs that layer. A program that is wrong by more than the rounding of its result has no time. With
+`--compile` nothing runs: every variant is compiled for sm_90, without a GPU.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from chained import chained_kernel
+from product import product_kernel
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+HERE = Path(__file__).resolve()
+CHIP, SMS = 90, 132
+WEIGHT_BYTES, MOST_COPIES = 200_000_000, 40  # of weights that take turns, so that they come from memory
+MOST_ERROR = 1.2  # times that of rounding the exact result
+
+
+class Layer(NamedTuple):
+    """A Monarch layer: net and layer as in the paper, i, o, b, r' and tokens."""
+
+    net: str
+    layer: str
+    inputs: int
+    outputs: int
+    blocks: int
+    rank: int
+    tokens: int
+
+
+class Stage(NamedTuple):
+    """How one product is cut: see product.py; `tiles` 0 is all columns, `store` 1 by TMA, 2 by threads."""
+
+    ctas: int
+    blocks: int
+    ranks: int
+    depth: int
+    tiles: int
+    stays: bool
+    slots: int
+    weight_slots: int
+    store: int = 1
+    policies: tuple[int, int, int] = (0, 0, 0)
+    products: bool = True
+    loads: bool = True
+
+
+class Chain(NamedTuple):
+    """How a whole layer is cut: see chained.py."""
+
+    depth: int
+    ranks: int
+    columns: int
+    slots: int
+    U_slots: int
+
+
+LAYERS = {
+    "qkvo": Layer("llama7b", "qkvo", 4096, 4096, 16, 64, 1024),
+    "gate_up": Layer("llama7b", "gate_up", 4096, 11008, 16, 96, 1024),
+    "down": Layer("llama7b", "down", 11008, 4096, 16, 96, 1024),
+    "qo": Layer("llama1b", "qo", 2048, 2048, 16, 16, 1024),
+    "up": Layer("llama1b", "up", 2048, 8192, 16, 48, 1024),
+    "down1b": Layer("llama1b", "down", 8192, 2048, 16, 48, 1024),
+    "c_attn": Layer("gpt2s", "c_attn", 768, 2304, 4, 48, 384),
+    "c_fc": Layer("gpt2s", "c_fc", 768, 3072, 4, 48, 384),
+    "c_proj": Layer("gpt2s", "c_proj", 3072, 768, 4, 48, 384),
+    "qkv": Layer("dit_xl", "qkv", 1152, 3456, 8, 48, 16384),
+    "fc1": Layer("dit_xl", "fc1", 1152, 4608, 8, 32, 16384),
+}
+LAST, LOW = (1, 1, 2), (1, 1, 0)  # x and V first to go, Z last or as usual; Z, U and y first to go
+WIDE, HALF_WIDE = Stage(1, 1, 256, 64, 1, False, 3, 3), Stage(1, 1, 128, 64, 1, False, 6, 6)
+# (first product, second product) with Z [b2, n, b1 r'] or, in panels of 64 columns, [b2, b1 r' / 64, n, 64].
+FIRST = {
+    "qkvo": [Stage(1, 4, 64, 64, 4, True, 4, 3), Stage(1, 4, 64, 64, 1, False, 3, 3)],
+    "gate_up": [Stage(1, 8, 32, 64, 6, True, 4, 3), Stage(1, 8, 32, 64, 1, False, 3, 3)],
+    "down": [Stage(1, 8, 32, 64, 1, False, 3, 3)],
+    "qo": [Stage(1, 16, 16, 64, 1, True, 4, 3)],
+    "up": [Stage(1, 16, 16, 64, 3, True, 4, 3)],
+    "down1b": [Stage(1, 16, 16, 64, 1, False, 3, 3)],
+    "qkv": [Stage(1, 16, 16, 32, 3, True, 5, 5)],
+    "fc1": [Stage(1, 8, 32, 32, 1, True, 5, 5)],
+}
+CHAINS = {
+    "qkvo": [Chain(64, 64, 256, 6, 2), Chain(128, 64, 256, 3, 2)],
+    "down": [Chain(64, 128, 256, 4, 1)],
+    "qo": [Chain(64, 16, 128, 6, 3)],
+    "up": [Chain(64, 64, 256, 6, 2)],
+    "down1b": [Chain(64, 64, 128, 6, 3)],
+    "gate_up": [Chain(64, 128, 256, 4, 1)],
+    "c_attn": [Chain(64, 64, 64, 6, 3)],
+    "c_fc": [Chain(64, 64, 64, 6, 3)],
+    "c_proj": [Chain(64, 64, 64, 6, 3)],
+    "qkv": [Chain(32, 64, 256, 8, 2)],
+    "fc1": [Chain(32, 32, 256, 8, 2)],
+}
+Launch = Callable[[], Any]
+
+
+class Problem:
+    """One layer with its operands; weights are stored output by output, as `blrlab_ops` stores them."""
+
+    def __init__(self, layer: Layer, device: str):
+        """Draw copies of the weights and one input, and the exact result where something runs."""
+        self.layer, (_, _, i, o, b, rank, n) = layer, layer
+        self.p, self.q, self.between = i // b, o // b, b * rank
+        bytes_of_one = 2 * rank * b * (i + o)
+        copies = min(MOST_COPIES, max(2, WEIGHT_BYTES // bytes_of_one)) if device == "cuda" else 1
+        torch.manual_seed(0)
+        draw = torch.randn if device == "cuda" else torch.empty
+        self.x = draw(n, i, device=device).bfloat16()
+        self.weights = []
+        for _ in range(copies):
+            V = draw(b, rank, b, self.p, device=device) / self.p**0.5
+            U = draw(b, self.q, b, rank, device=device) / self.between**0.5
+            self.weights.append((V.bfloat16(), U.bfloat16()))
+        self.y = torch.empty(n, o, device=device, dtype=torch.bfloat16)
+        self.Z = torch.empty(b * n * self.between, device=device, dtype=torch.bfloat16)
+        if device == "cuda":
+            V, U = (factor.double() for factor in self.weights[0])
+            exact = torch.einsum("nlp,lrkp->knlr", self.x.view(n, b, self.p).double(), V).reshape(b, n, self.between)
+            self.exact_Z, self.rounded_Z = exact, exact.bfloat16()
+            U = U.reshape(b, self.q, self.between)
+            self.exact = torch.einsum("knd,kqd->nkq", self.rounded_Z.double(), U).reshape(n, o)
+
+    def panels(self, panel: int) -> Tensor:
+        """Return Z in panels of so many columns, [b2, panels, n, panel]."""
+        return self.Z.view(self.layer.blocks, self.between // panel, self.layer.tokens, panel)
+
+    def held(self, panel: int) -> Tensor:
+        """Return Z as [b2, n, b1 r'] whatever its layout."""
+        return self.panels(panel).transpose(1, 2).reshape(self.layer.blocks, self.layer.tokens, self.between)
+
+    def fill(self, panel: int, value: Tensor) -> None:
+        """Write Z [b2, n, b1 r'] in a layout."""
+        b, n = self.layer.blocks, self.layer.tokens
+        self.panels(panel).copy_(value.view(b, n, self.between // panel, panel).transpose(1, 2))
+
+    def first(self, stage: Stage, panel: int, copy: int) -> tuple[Any, ...]:
+        """Return what `launch` needs for Z = x V."""
+        _, _, i, _, b, rank, n = self.layer
+        V, p, width = self.weights[copy][0], self.p, self.between
+        a = (self.x, [1, n, i], [n * i, i, 1])
+        factor = (V, [b, b, rank, p], [V.stride(0), V.stride(2), V.stride(1), 1])
+        c = (self.Z, [b, width // panel, n, panel], [n * width, n * panel, panel, 1])
+        numbers = (0, 0, p, 0, rank, n, width, n * width, panel)
+        return stage, a, factor, c, panel, numbers, self.Z, b, p
+
+    def second(self, stage: Stage, panel: int, copy: int) -> tuple[Any, ...]:
+        """Return what `launch` needs for y = Z U."""
+        _, _, _, o, b, _, n = self.layer
+        U, q, width = self.weights[copy][1], self.q, self.between
+        a = (self.Z, [b * width // panel, n, panel], [n * panel, panel, 1])
+        factor = (U, [b, 1, q, width], [q * width, q * width, width, 1])
+        c = (self.y, [b, 1, n, q], [q, n * o, o, 1])
+        by_panels = int(panel == stage.depth)
+        numbers = (width // panel, by_panels, 0, 1, 0, n, q, q, o)
+        return stage, a, factor, c, 1 << 16, numbers, self.y, b, width
+
+
+def layout(shape: Sequence[int], ctas: int, dim: int | None) -> Any:
+    """Return the shared memory's layout of a tile, a cluster's CTAs splitting one dimension or sharing all."""
+    bits = range(ctas.bit_length() - 1)
+    bases = [[(1 << bit) if d == dim else 0 for d in range(len(shape))] for bit in bits]
+    return gl.NVMMASharedLayout.get_default_for(list(shape), gl.bfloat16, cga_layout=bases)
+
+
+def describe(operand: tuple[Tensor, list[int], list[int]], tile: list[int], ctas: int, dim: int | None) -> Any:
+    """Make a TMA descriptor."""
+    return TensorDescriptor(*operand, tile, layout(tile, ctas, dim))
+
+
+def product(stage: Stage, a: Any, b: Any, c: Any, panel: int, numbers: Any, y: Tensor, batches: int, depth: int,
+            overlap: bool = True) -> tuple[Any, tuple, dict[str, Any], int]:  # fmt: skip
+    """Return kernel, arguments, constants and number of CTAs' groups of one product."""
+    rows = 64 * stage.ctas
+    tiles = ([1, rows, stage.depth], [1, stage.blocks, stage.ranks, stage.depth], [stage.blocks, 1, rows, stage.ranks])
+    made = [describe(*each, stage.ctas, dim) for *each, dim in zip((a, b, c), tiles, (1, None, 2), strict=True)]
+    n1_tiles = triton.cdiv(b[1][1], stage.blocks)
+    columns = n1_tiles * triton.cdiv(b[1][2], stage.ranks)
+    per_unit = stage.tiles or columns
+    if columns % per_unit:
+        raise ValueError(f"{columns} tiles of columns are not taken {per_unit} at a time")
+    row_tiles = triton.cdiv(c[1][2], 2 * rows)
+    units = batches * (columns // per_unit) * row_tiles
+    x_policy, weight_policy, result_policy = stage.policies
+    constants = {
+        **{"STEPS": triton.cdiv(depth, stage.depth), "PER_UNIT": per_unit, "RESIDENT": bool(stage.stays)},
+        **{"A_SLOTS": stage.slots, "B_SLOTS": stage.weight_slots, "PANEL": panel, "PRODUCTS": stage.products},
+        **{"LOADS": stage.loads, "STORES": stage.store, "A_POLICY": x_policy, "B_POLICY": weight_policy},
+        **{"C_POLICY": result_policy},
+    }
+    options = {"num_warps": 4, "num_ctas": stage.ctas, "launch_pdl": overlap}
+    arguments = (*made, y, units, row_tiles, columns // per_unit, n1_tiles, *numbers)
+    return product_kernel, arguments, {**constants, **options}, min(units, SMS // stage.ctas)
+
+
+def chain(problem: Problem, cut: Chain, copy: int) -> tuple[Any, tuple, dict[str, Any], int]:
+    """Return kernel, arguments, constants and number of CTAs of a whole layer."""
+    _, _, i, _, b, rank, n = problem.layer
+    (V, U), p, q = problem.weights[copy], problem.p, problem.q
+    made = (
+        describe((problem.x, [n, i], [i, 1]), [64, cut.depth], 1, None),
+        describe(
+            (V, [b, b, rank, p], [V.stride(0), V.stride(2), V.stride(1), 1]), [1, 1, cut.ranks, cut.depth], 1, None
+        ),
+        describe((U, [b, q, b, rank], list(U.stride())), [1, cut.columns, 1, cut.ranks], 1, None),
+    )
+    row_tiles, column_tiles = triton.cdiv(n, 128), triton.cdiv(q, cut.columns)
+    tiles = b * row_tiles * column_tiles
+    constants = {"B1": b, "B2": b, "P": p, "Q": q, "SLOTS": cut.slots, "U_SLOTS": cut.U_slots}
+    options = {"num_warps": 4, "num_ctas": 1, "launch_pdl": True}
+    return (
+        chained_kernel,
+        (*made, problem.y, n, tiles, row_tiles, column_tiles),
+        {**constants, **options},
+        min(tiles, SMS),
+    )
+
+
+def ready(made: tuple[Any, tuple, dict[str, Any], int]) -> Launch:
+    """Return the launch."""
+    kernel, arguments, constants, programs = made
+    return lambda: kernel[(programs,)](*arguments, **constants)
+
+
+class Variant(NamedTuple):
+    """What is measured: launches for a copy of the weights, the result, the truth, what is poisoned first."""
+
+    name: str
+    made: Callable[[int], list[tuple]]
+    result: Callable[[], Tensor]
+    truth: Callable[[], Tensor]
+    prepare: Callable[[], None]
+    row: dict[str, Any]
+
+
+def variants(problem: Problem, parts: Sequence[str]) -> Iterator[Variant]:
+    """List what there is to measure of a layer."""
+    name = next(key for key, layer in LAYERS.items() if layer == problem.layer)
+
+    def poison() -> None:
+        problem.Z.fill_(float("nan"))
+        problem.y.fill_(float("nan"))
+
+    seconds = [WIDE, HALF_WIDE] if problem.q > 128 else [HALF_WIDE]
+    for one in FIRST.get(name, ()):
+        for panel in (problem.between, 64):
+            for store, policies in ((1, (0, 0, 0)), (1, LOW), (1, LAST), (2, LOW)):
+                first = one._replace(store=store, policies=policies)
+                if "stages" in parts:
+                    yield Variant(
+                        f"first {first} panel {panel}",
+                        lambda copy, first=first, panel=panel: [product(*problem.first(first, panel, copy))],
+                        lambda panel=panel: problem.held(panel),
+                        lambda: problem.exact_Z,
+                        poison,
+                        {"stage": 1, "config": {**first._asdict(), "panel": panel}},
+                    )
+                for two in seconds if "layers" in parts and policies != (0, 0, 0) else ():
+                    second = two._replace(policies=(1, 1, 1))
+                    yield Variant(
+                        f"both {first} {second} panel {panel}",
+                        lambda copy, first=first, second=second, panel=panel: [
+                            product(*problem.first(first, panel, copy)),
+                            product(*problem.second(second, panel, copy)),
+                        ],
+                        lambda: problem.y,
+                        lambda: problem.exact,
+                        poison,
+                        {
+                            "stage": "both",
+                            "config": {"first": first._asdict(), "second": second._asdict(), "panel": panel},
+                        },
+                    )
+    for cut in CHAINS.get(name, ()) if "chains" in parts else ():
+        yield Variant(
+            f"chained {cut}",
+            lambda copy, cut=cut: [chain(problem, cut, copy)],
+            lambda: problem.y,
+            lambda: problem.exact,
+            poison,
+            {"impl": "hopper_chained", "stage": "both", "config": cut._asdict()},
+        )
+
+
+def errors(result: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Return the relative Frobenius error and the largest error over the truth's root mean square."""
+    lost = result.double() - truth
+    return float(lost.norm() / truth.norm()), float(lost.abs().max() / truth.square().mean().sqrt())
+
+
+def times(calls: Sequence[Launch], replays: int = 15) -> tuple[float, float, float]:
+    """Return 20th, 50th and 80th percentile of a call's time (us), from graphs of all calls."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    graph, found = torch.cuda.CUDAGraph(), []
+    with torch.cuda.stream(stream):
+        calls[0]()
+        with torch.cuda.graph(graph, stream=stream):
+            for call in calls:
+                call()
+    for _ in range(replays):
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        found.append(1e3 * begin.elapsed_time(end) / len(calls))
+    found.sort()
+    return tuple(found[int(share * len(found))] for share in (0.2, 0.5, 0.8))  # type: ignore[return-value]
+
+
+def library(problem: Problem) -> Iterator[tuple[dict[str, Any], list[Launch]]]:
+    """Yield cuBLAS dense, and two batched products of factors and an intermediate already in the best order."""
+    _, _, i, o, b, _, n = problem.layer
+    copies = min(12, max(2, WEIGHT_BYTES // (2 * i * o)))
+    dense = [torch.randn(o, i, device="cuda").bfloat16() for _ in range(copies)]
+    yield (
+        {"op": "dense", "impl": "torch_linear"},
+        [lambda weight=weight: torch.nn.functional.linear(problem.x, weight) for weight in dense],
+    )
+    del dense
+    blocks = problem.x.view(n, b, problem.p).transpose(0, 1)
+    Z, y = torch.randn(2, b, n, problem.between, device="cuda").bfloat16(), problem.y.view(b, n, problem.q)
+
+    def two(V: Tensor, U: Tensor) -> Launch:
+        first, second = V.reshape(b, -1, problem.p).transpose(1, 2), U.reshape(b, problem.q, -1).transpose(1, 2)
+        return lambda: (torch.bmm(blocks, first, out=Z[0]), torch.bmm(Z[1], second, out=y))
+
+    yield {"impl": "two_bmm", "note": "nothing permuted"}, [two(V, U) for V, U in problem.weights]
+
+
+def start(problem: Problem) -> dict[str, Any]:
+    """Return what all rows of a layer share."""
+    net, layer, i, o, b, rank, n = problem.layer
+    git = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE.parent, capture_output=True, text=True)
+    return {
+        **{"kind": "bench", "op": "monarch", "impl": "hopper_product", "net": net, "layer": layer, "in_features": i},
+        **{"out_features": o, "blocks": [b, b], "rank": b * rank, "tokens": n, "dtype": "bfloat16", "unit": "us"},
+        **{"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": triton.__version__},
+        **{"commit": git.stdout.strip() or None},
+        "method": "CUDA graph of a call on every copy of the weights, CUDA events, 15 replays",
+    }
+
+
+def one_layer(name: str, parts: Sequence[str], out: Path, only_compile: bool) -> None:
+    """Measure one layer in this process."""
+    problem = Problem(LAYERS[name], "cuda")
+    common = start(problem)
+    with out.open("a") as file:
+        for variant in variants(problem, parts):
+            row = {**common, **variant.row, "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
+            try:
+                variant.prepare()
+                for made in variant.made(0):
+                    ready(made)()
+                torch.cuda.synchronize()
+                if only_compile:
+                    continue
+                error, error_max = errors(variant.result(), variant.truth())
+                least, _ = errors(variant.truth().bfloat16(), variant.truth())
+                finite = (value if math.isfinite(value) else None for value in (error, error_max))
+                row |= dict(zip(("error", "error_max"), finite, strict=True)) | {"error_budget": MOST_ERROR * least}
+                row["passed"] = error <= MOST_ERROR * least
+                if row["passed"]:
+                    launches = [[ready(made) for made in variant.made(copy)] for copy in range(len(problem.weights))]
+                    calls = [lambda both=both: [launch() for launch in both] for both in launches]
+                    row |= dict(zip(("p20", "p50", "p80"), times(calls), strict=True))
+            except Exception as problem_here:
+                row |= {"passed": False, "reason": str(problem_here).splitlines()[0][:200]}
+            told = f"{row['p50']:.2f} us" if "p50" in row else row.get("reason", f"wrong: {row.get('error')}")
+            print(f"{name} {variant.name}: {told}", flush=True)
+            file.write(json.dumps(row) + "\n")
+        for own, calls in library(problem) if not only_compile else ():
+            row = {**common, **own, **dict(zip(("p20", "p50", "p80"), times(calls), strict=True))}
+            print(f"{name} {row['impl']}: {row['p50']:.2f} us", flush=True)
+            file.write(json.dumps(row) + "\n")
+
+
+def compile_ahead(names: Sequence[str], parts: Sequence[str]) -> int:
+    """Compile every variant for sm_90; return how many failed."""
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    failed, done = 0, set()
+    for name in names:
+        for variant in variants(Problem(LAYERS[name], "meta"), parts):
+            for kernel, arguments, constants, _ in variant.made(0):
+                options = {key: constants.pop(key) for key in ("num_warps", "num_ctas", "launch_pdl")}
+                signature = {}
+                for key, value in zip(kernel.arg_names, arguments, strict=False):
+                    if isinstance(value, TensorDescriptor):
+                        shape = ",".join(map(str, value.block_shape))
+                        signature[key] = f"tensordesc<bf16[{shape}],{value.layout!r}>"
+                    else:
+                        signature[key] = "*bf16" if isinstance(value, Tensor) else "i32"
+                key = str((signature, constants, options))
+                if key in done:
+                    continue
+                done.add(key)
+                signature |= dict.fromkeys(constants, "constexpr")
+                try:
+                    source = GluonASTSource(kernel, signature, constants)
+                    made = triton.compile(source, target=GPUTarget("cuda", CHIP, 32), options=options)
+                    fits = made.metadata.shared <= 227 * 1024
+                except Exception as problem:
+                    fits, made = False, problem
+                failed += not fits
+                if not fits:
+                    print(f"{name} {variant.name}: {getattr(made, 'metadata', made)}", flush=True)
+    print(f"{len(done)} programs compiled, {failed} failed")
+    return failed
+
+
+def main() -> int:
+    """Run the command."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("hopper.jsonl"))
+    parser.add_argument("--layers", default=",".join(LAYERS))
+    parser.add_argument("--parts", default="layers,chains", help="stages, layers, chains")
+    parser.add_argument("--seconds", type=float, default=120, help="after which a layer is given up")
+    parser.add_argument("--compile", action="store_true", help="for sm_90, without a GPU")
+    parser.add_argument("--one", choices=("compile", "time"), help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    names, parts = asked.layers.split(","), asked.parts.split(",")
+    if asked.compile:
+        return min(1, compile_ahead(names, parts))
+    if asked.one:
+        one_layer(names[0], parts, asked.out, asked.one == "compile")
+        return 0
+
+    def command(name: str, step: str) -> list[str]:
+        own = [f"--layers={name}", f"--parts={asked.parts}", f"--out={asked.out}", f"--one={step}"]
+        return [sys.executable, str(HERE), *own]
+
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    compiling = [subprocess.Popen(command(name, "compile"), **quiet) for name in names]
+    end = time.time() + asked.seconds
+    for process in compiling:
+        try:
+            process.wait(max(1, end - time.time()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+    for name in names:
+        try:
+            subprocess.run(command(name, "time"), timeout=asked.seconds, check=False, env=os.environ)
+        except subprocess.TimeoutExpired:
+            print(f"{name}: given up after {asked.seconds:.0f} s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
