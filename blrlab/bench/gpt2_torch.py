@@ -15,6 +15,7 @@ from blrlab_ops import testing
 from blrlab_ops.nn import replace_linears
 from torch import Tensor
 
+from blrlab.bench import kept
 from blrlab.bench.problem import Kernel, dense_weight, leaves, map_leaves
 
 if TYPE_CHECKING:
@@ -144,54 +145,15 @@ def call(model: Model, phase: str, ids: Tensor) -> Callable[[], Tensor]:
     """
     length = ids.shape[1]
     if phase == "forward":
-        return functools.partial(_logits, model, ids, _cache(model, 0, None), 0)
-    stored = _storage(model, ids)
+        return functools.partial(_logits, model, ids, kept.cache(0, [None] * model.config.n_layer), 0)
+    config = model.config
+    shape = (ids.shape[0], config.n_head, length, config.n_embd // config.n_head)
+    stored = kept.storage(config.n_layer, shape, model.transformer.wte.weight)
     if phase == "prefill":
-        return functools.partial(_logits, model, ids, _cache(model, 0, stored), 1)
-    _logits(model, ids[:, :-1], _cache(model, 0, stored), 1)
-    return functools.partial(_logits, model, ids[:, -1:].contiguous(), _cache(model, length - 1, stored), 1)
+        return functools.partial(_logits, model, ids, kept.cache(0, stored), 1)
+    _logits(model, ids[:, :-1], kept.cache(0, stored), 1)
+    return functools.partial(_logits, model, ids[:, -1:].contiguous(), kept.cache(length - 1, stored), 1)
 
 
 def _logits(model: Model, ids: Tensor, cache: Any, last: int) -> Tensor:
     return model(ids, past_key_values=cache, use_cache=True, logits_to_keep=last).logits
-
-
-def _storage(model: Model, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Make room for keys and values [B, heads, T, width / heads] of every layer."""
-    config, table = model.config, model.transformer.wte.weight
-    shape = (ids.shape[0], config.n_head, ids.shape[1], config.n_embd // config.n_head)
-    return [(table.new_zeros(shape), table.new_zeros(shape)) for _ in range(config.n_layer)]
-
-
-def _cache(model: Model, start: int, stored: list[tuple[Tensor, Tensor]] | None) -> Any:
-    """Make a cache that holds `start` tokens before every call; without storage keys and values only pass through.
-
-    A `DynamicCache` would copy all it holds for every token, a `StaticCache` would move on with every call.
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    class Fixed(DynamicLayer):
-        def __init__(self, place: tuple[Tensor, Tensor] | None):
-            super().__init__()
-            self.place, self.is_initialized = place, True
-
-        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-            if self.place is None:
-                return key_states, value_states
-            end = start + key_states.shape[2]
-            keys, values = self.place
-            keys[:, :, start:end].copy_(key_states)
-            values[:, :, start:end].copy_(value_states)
-            return keys[:, :, :end], values[:, :, :end]
-
-        def get_seq_length(self, *args: Any, **kwargs: Any) -> int:
-            return start
-
-        def get_mask_sizes(self, query_length: Any, *args: Any) -> tuple[int, int]:
-            # transformers 4 gives the positions, 5 their number
-            return start + (query_length if isinstance(query_length, int) else len(query_length)), 0
-
-    cache: Any = DynamicCache()
-    cache.layers = [Fixed(place) for place in stored or [None] * model.config.n_layer]
-    return cache

@@ -9,8 +9,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .nn import FactoredLinear
-
 # Three dense layers by the class that has them: of transformers 5, of transformers 4, and of diffusers.
 PARTS = {
     "ViTAttention": ("q_proj", "k_proj", "v_proj"),
@@ -66,13 +64,13 @@ def parts(attention: nn.Module) -> list[nn.Linear]:
     return dense if plain and len(dense) == 3 and not getattr(attention, "is_cross_attention", False) else []
 
 
-def fuse(model: nn.Module, path: str, qkv: FactoredLinear) -> str:
+def fuse(model: nn.Module, path: str, qkv: nn.Module) -> str:
     """Let the attention at a path have one layer for q, k and v, in place; `parts` of it are to be there.
 
     Args:
       model: of transformers or diffusers.
       path: of its attention, as in `model.named_modules()`.
-      qkv: the layer [D, 3 D].
+      qkv: the layer [D, 3 D], factored or dense.
 
     Returns:
       The path of the layer.
@@ -87,7 +85,7 @@ def fuse(model: nn.Module, path: str, qkv: FactoredLinear) -> str:
     return f"{path}.qkv"
 
 
-def _fuse_by_diffusers(attention: Any, qkv: FactoredLinear) -> None:
+def _fuse_by_diffusers(attention: Any, qkv: nn.Module) -> None:
     """Do what `Attention.fuse_projections` does, without the dense layers that it starts from."""
     from diffusers.models.attention_processor import FusedAttnProcessor2_0
 

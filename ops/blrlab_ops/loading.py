@@ -162,7 +162,7 @@ def _library(name: str, extra: str) -> Any:
         raise ImportError(f"{name} cannot be imported ({error}): pip install 'blrlab-ops[{extra}]'") from None
 
 
-class _Weightless(TorchFunctionMode):
+class Weightless(TorchFunctionMode):
     """Let what is made without values, as weights are, take no memory; tables that are computed are made as ever."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -184,11 +184,11 @@ def _blank(folder: pathlib.Path) -> Any:
     if "_class_name" in given:
         kind = _class(path, "diffusers", "diffusers", given["_class_name"])
         sizes = {name: value for name, value in given.items() if name != "torch_dtype"}  # which diffusers has not
-        with _Weightless():
+        with Weightless():
             return kind.from_config(sizes)
     kind = _class(path, "transformers", "models", next(iter(given.get("architectures") or []), None))
     config = _library("transformers", "models").AutoConfig.from_pretrained(folder)
-    with _Weightless():
+    with Weightless():
         return kind(config)
 
 
@@ -221,7 +221,7 @@ def _same(checkpoint: _Checkpoint, name: str, other: str) -> bool:
     return other in checkpoint.places and torch.equal(as_stored.read(name), as_stored.read(other))
 
 
-def _path(model: Any, name: str, known: Container[str]) -> str:
+def path_of(model: Any, name: str, known: Container[str]) -> str:
     """Name a module or a parameter as the whole model in memory does; a checkpoint of its body lacks the prefix."""
     prefix, renamed = f"{getattr(model, 'base_model_prefix', '')}.", name
     for pattern, there in RENAMED:
@@ -237,8 +237,8 @@ def _put_factored(checkpoint: _Checkpoint, model: Any, name: str, impl: str | No
     """
     parts = {part: [f"{name}.{part}"] for part in (*FACTORS, "bias") if f"{name}.{part}" in checkpoint.places}
     modules = dict(model.named_modules())
-    path = _path(model, name, modules)
-    attention = _path(model, name.removesuffix(FUSED), modules)
+    path = path_of(model, name, modules)
+    attention = path_of(model, name.removesuffix(FUSED), modules)
     old: Any = modules.get(path)
     if isinstance(old, nn.Linear) or hasattr(old, "nf"):
         shape = tuple(old.weight.shape)
@@ -296,7 +296,7 @@ def _put_dense(checkpoint: _Checkpoint, model: Any, names: Iterable[str]) -> tup
     parameters, tied = dict(model.named_parameters(remove_duplicate=False)), _tied(model)
     filled, extra = set(tied), list[str]()
     for name in names:
-        path = _path(model, name, parameters)
+        path = path_of(model, name, parameters)
         if path in parameters and path not in tied:
             _put(checkpoint, model, path, name)
             filled.add(path)
