@@ -28,7 +28,7 @@ from blrlab.bench.card import clocks_read_meanwhile
 from blrlab.bench.gate import poison
 from blrlab.bench.gpt2_torch import Weights
 from blrlab.bench.model_gate import Judge, Verdict
-from blrlab.bench.model_rows import XLA, Group, Net, planned, start
+from blrlab.bench.model_rows import BEST, COMPILED, DENSE_IMPL, XLA, Group, Net, Specs, planned, start
 from blrlab.bench.rows import ERRORS, Row, Settings, first_line, guarded
 from blrlab.bench.timing import Contender
 
@@ -39,7 +39,7 @@ XLA_CALLS = 10  # in one profile
 
 
 @dataclasses.dataclass
-class _Entry:
+class Entry:
     """A row on its way, with the call that fills it."""
 
     row: Row
@@ -53,18 +53,21 @@ class _Entry:
 def bench_model(net: Net, groups: Sequence[Group], settings: Settings) -> Iterator[list[Row]]:
     """Benchmark a model; yield the rows of one group after another.
 
-    `settings.impls` are torch_eager (the dense model in PyTorch), xla, and implementations of `blrlab_ops`.
+    `settings.impls` are torch_eager (the dense model in PyTorch), best (what `impl=None` takes), torch_compile (either
+    of them under it), xla, and implementations of `blrlab_ops`.
     """
-    models: dict[tuple[str, ...], Any] = {}
+    models: dict[tuple[str, str | None, str], Any] = {}
     for group in groups:
         entries = [
-            _Entry(start(net, group, op, impl, settings)) for op, impl in planned(net, group.phase, settings.impls)
+            Entry(start(net, group, op, impl, settings)) for op, impl in planned(net, group.phase, settings.impls)
         ]
         for op in net.plans:
             _verify(net, group, [entry for entry in entries if entry.row["op"] == op], settings, models)
-        _time([entry for entry in entries if entry.call], settings)
+        take_times([entry for entry in entries if entry.call], settings)
         rows = [entry.row for entry in entries]
         del entries
+        if COMPILED in settings.impls:
+            torch.compiler.reset()  # PyTorch limits how often it compiles one function anew
         if settings.card.is_gpu:
             torch.cuda.empty_cache()
         yield rows
@@ -72,10 +75,9 @@ def bench_model(net: Net, groups: Sequence[Group], settings: Settings) -> Iterat
 
 def why_not(net: Net, group: Group, op: str, impl: str, settings: Settings) -> str | None:
     """Say in one sentence why a program cannot run or be timed here; None where it can."""
-    device, context = settings.card.device, net.sizes.context
-    needed = group.tokens + (group.phase == "decode")
-    if needed > context:
-        return f"the phase needs {needed} tokens and the model's context is {context}: give fewer --tokens"
+    device = settings.card.device
+    if reason := net.family.why_not(net.sizes, group):
+        return reason
     if impl == XLA:
         from blrlab.bench import xla
 
@@ -84,16 +86,23 @@ def why_not(net: Net, group: Group, op: str, impl: str, settings: Settings) -> s
         if (device.type, group.dtype) == ("cpu", "float16"):
             return "JAX's attention has no float16 on a CPU: use bfloat16 or float32"
         return xla.why_not(device.type)
-    for format in dict.fromkeys(spec.format for spec in net.plans[op].values() if spec.format != "dense"):
+    return why_no_kernels(net.plans[op], impl, device, group.dtype)
+
+
+def why_no_kernels(specs: Specs, impl: str, device: torch.device, dtype: str) -> str | None:
+    """Say in one sentence why a named implementation cannot run all of a plan; None where it can."""
+    if impl in (DENSE_IMPL, BEST, COMPILED):
+        return None
+    for format in dict.fromkeys(spec.format for spec in specs.values() if spec.format != "dense"):
         if impl not in dispatch.impls(format):
             return f"{impl} is no implementation of {format}, which the plan has too"
-        reason = dispatch.why_not(format, impl, device, group.dtype)
+        reason = dispatch.why_not(format, impl, device, dtype)
         if reason:
             return reason
     return None
 
 
-def _verify(net: Net, group: Group, entries: Sequence[_Entry], settings: Settings, models: dict) -> None:
+def _verify(net: Net, group: Group, entries: Sequence[Entry], settings: Settings, models: dict) -> None:
     """Judge the programs of one format, and keep the calls of those that passed."""
     ready = []
     for entry in entries:
@@ -141,16 +150,27 @@ def _torch_program(
     net: Net, group: Group, row: Row, weights: Weights, ids: Tensor, judge: Judge, models: dict
 ) -> tuple[Verdict, timing.Call]:
     """Judge a phase of the PyTorch model; models are built once for all groups."""
-    op, impl = row["op"], row["impl"]
+    op, impl = row["op"], kernels(row["impl"])
     if (op, impl, group.dtype) not in models:
-        models[op, impl, group.dtype] = gpt2_torch.build(net.sizes, weights, None if op == "dense" else impl)
+        models[op, impl, group.dtype] = gpt2_torch.build(net.sizes, weights, impl)
     call = gpt2_torch.call(models[op, impl, group.dtype], group.phase, ids)
+    call = compiled(call) if row["impl"] == COMPILED else call
     with torch.no_grad():
         call()  # compiles and tunes
         poison(_sizes(net, group), getattr(torch, group.dtype), ids.device)
         verdict = judge.judge(call(), is_yardstick=op == "dense")
-        row["peak_bytes"] = _peak_bytes(call) if ids.is_cuda else None
+        row["peak_bytes"] = peak_bytes(call) if ids.is_cuda else None
     return verdict, call
+
+
+def kernels(impl: str) -> str | None:
+    """Return the `impl` of a model's factored layers by a row's."""
+    return None if impl in (DENSE_IMPL, BEST, COMPILED) else impl
+
+
+def compiled(call: timing.Call) -> timing.Call:
+    """Put a call of a model under `torch.compile`; where it breaks the graph, the parts are compiled."""
+    return torch.compile(lambda: call(), dynamic=False)
 
 
 def _sizes(net: Net, group: Group) -> list[int]:
@@ -159,7 +179,7 @@ def _sizes(net: Net, group: Group) -> list[int]:
     return [*[scored * net.sizes.vocab_size] * 2, *[group.rows * net.sizes.width * times for times in (1, 1, 3, 4, 4)]]
 
 
-def _peak_bytes(call: timing.Call) -> int:
+def peak_bytes(call: timing.Call) -> int:
     """Return the most memory a call holds beside what is there before it: activations and logits, in bytes."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
@@ -189,7 +209,7 @@ def _xla_program(
     return verdict, ready.call
 
 
-def _time(entries: Sequence[_Entry], settings: Settings) -> None:
+def take_times(entries: Sequence[Entry], settings: Settings) -> None:
     """Time verified programs in turn and fill their rows in."""
     with torch.no_grad():
         ready = []
@@ -209,11 +229,12 @@ def _time(entries: Sequence[_Entry], settings: Settings) -> None:
                 _fill_in(entry, contender, found[contender.name], settings)
 
 
-def _fill_in(entry: _Entry, contender: Contender, times: timing.Times, settings: Settings) -> None:
+def _fill_in(entry: Entry, contender: Contender, times: timing.Times, settings: Settings) -> None:
     """Note the times of a program, and on a GPU that of a call from Python."""
     row, notes = entry.row, []
-    new = 1 if row["phase"] == "decode" else row["tokens"]
-    row |= {**times._asdict(), "method": contender.method, "tokens_per_s": 1e6 * row["batch"] * new / times.p50}
+    new, calls = 1 if row["phase"] == "decode" else row["tokens"], 1e6 / times.p50
+    row |= {**times._asdict(), "method": contender.method, "tokens_per_s": calls * row["batch"] * new}
+    row |= {"images_per_s": calls * row["batch"]} if "images_per_s" in row else {}
     if times.p50 < row["bound_us"]:
         notes.append("faster than its bound: the bound or the clock is wrong")
     try:
@@ -224,9 +245,10 @@ def _fill_in(entry: _Entry, contender: Contender, times: timing.Times, settings:
         row["note"] = "; ".join(notes)
 
 
-def _contender(entry: _Entry, name: str, settings: Settings) -> Contender:
+def _contender(entry: Entry, name: str, settings: Settings) -> Contender:
     assert entry.call is not None
     call, weights = entry.call, _coldness(entry.row, settings)
+    weights += "; the model under torch.compile" if entry.row["impl"] == COMPILED else ""
     if entry.is_xla:
         from blrlab.bench import gpt2_xla, xla
 
@@ -263,7 +285,7 @@ def _by_events(call: timing.Call) -> Callable[[], Sequence[float]]:
     return sample
 
 
-def _launch_us(entry: _Entry) -> float:
+def _launch_us(entry: Entry) -> float:
     """Time calls from Python, in us."""
     assert entry.call is not None
     if not entry.is_xla:

@@ -35,7 +35,7 @@ from blrlab.errors import InputError, did_you_mean, one_of
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 BACKENDS = ("torch", "xla")
 DTYPES = ("bfloat16", "float16", "float32")
-GPT2_SMALL = {"layers": 12, "heads": 12, "width": 768, "vocab_size": 50257}
+NEEDS = "train_step is xla's, prefill and decode are torch's, and xla's column is GPT-2's"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default="", help="a config file; :small or :full after it sets the scale")
     parser.add_argument("--backends", default="torch,xla", help="default: torch,xla")
     parser.add_argument("--formats", default="", help="default: dense and the config's")
-    parser.add_argument("--impl", default="", help="of factored layers in torch; default: all but ref")
+    parser.add_argument("--impl", default="", help="of factored layers in torch; default: best; of GPT-2 all but ref")
+    parser.add_argument("--compile", action="store_true", help="also every model under torch.compile, in torch")
     parser.add_argument("--phases", default="all", help="forward, prefill, decode, train_step; default: all")
     parser.add_argument("--batch", default="1", help="sequences, commas between; default: 1")
     parser.add_argument(
@@ -90,10 +91,10 @@ def _run(options: argparse.Namespace, rest: Sequence[str], arguments: Sequence[s
         if importlib.util.find_spec(package) is None:
             raise InputError(f"the benchmark of a model needs {package}: pip install {package}.")
     flags.positive(options.seconds, "--seconds")
-    impls = _impls(options)
     device = flags.device(options.device)
     dtype = one_of(options.dtype or ("bfloat16" if device == "cuda" else "float32"), DTYPES, "dtype")
     net = _net(options, rest)
+    impls = _impls(options, net)
     groups = _groups(options, net, dtype, impls)
     from blrlab.bench import card, model_rows, runner
     from blrlab.bench.results import Results
@@ -163,13 +164,16 @@ def measure(net: Any, groups: Sequence[Any], settings: Any, results: Any) -> int
     from blrlab import environment
     from blrlab.bench import model_rows
     from blrlab.bench.end_to_end import bench_model
+    from blrlab.bench.full_size import bench_full_size
 
-    def is_there(group: Any) -> bool:
-        rows = [model_rows.identity(net, group, *each) for each in model_rows.planned(net, group.phase, settings.impls)]
-        return all(results.has(row, settings.machine) for row in rows)
+    def is_there(group: Any, op: str, impl: str) -> bool:
+        return results.has(model_rows.identity(net, group, op, impl), settings.machine)
+
+    def is_done(group: Any) -> bool:
+        return all(is_there(group, *each) for each in model_rows.planned(net, group.phase, settings.impls))
 
     groups = [group for group in groups if model_rows.planned(net, group.phase, settings.impls)]
-    todo = [group for group in groups if not is_there(group)]
+    todo = [group for group in groups if not is_done(group)]
     if len(todo) < len(groups):
         at = ", ".join(results.commits())
         print(f"{len(groups) - len(todo)} of {len(groups)} phases are in {results.path} (commit {at}); --fresh: anew")
@@ -177,7 +181,10 @@ def measure(net: Any, groups: Sequence[Any], settings: Any, results: Any) -> int
         here = environment.describe(settings.card.measured.name, "gpu" if settings.card.is_gpu else "cpu")
         results.start({"kind": "env", **here, "peaks": settings.card.peaks()})
     failed = 0
-    for rows in bench_model(net, todo, settings):
+    measured = (
+        bench_full_size(net, todo, settings, is_there) if net.family.running else bench_model(net, todo, settings)
+    )
+    for rows in measured:
         results.add(rows)
         failed += sum(row["passed"] is False for row in rows)
         for row in rows:
@@ -197,50 +204,59 @@ def _check_flags(rest: Iterable[str]) -> None:
         raise InputError(f'unknown flag "{word}"; see --help.{did_you_mean(flag, known)}')
 
 
-def _impls(options: argparse.Namespace) -> tuple[str, ...]:
+def _impls(options: argparse.Namespace, net: Any) -> tuple[str, ...]:
     """Return the implementations of `model_rows.planned`, of the backends named."""
     from blrlab_ops import dispatch
 
-    from blrlab.bench.model_rows import DENSE_IMPL, XLA
+    from blrlab.bench.model_rows import BEST, COMPILED, DENSE_IMPL, XLA
 
     backends = [one_of(word, BACKENDS, "backend") for word in flags.words(options.backends)]
     if not backends:
         raise InputError(f"no backend is named: give some of {', '.join(BACKENDS)}.")
-    own = tuple(dict.fromkeys(impl for op in dispatch.IMPLS for impl in dispatch.impls(op)))
-    named = [one_of(word, own, "impl") for word in flags.words(options.impl)] or [impl for impl in own if impl != "ref"]
-    return (*((DENSE_IMPL, *named) if "torch" in backends else ()), *((XLA,) if "xla" in backends else ()))
+    own = (BEST, *dict.fromkeys(impl for op in dispatch.IMPLS for impl in dispatch.impls(op)))
+    named = [one_of(word, own, "impl") for word in flags.words(options.impl)]
+    if not named:
+        named = [BEST] if net.family.running else [impl for impl in own if impl != "ref"]
+    in_torch = (DENSE_IMPL, *named, *((COMPILED,) if options.compile else ()))
+    return (*(in_torch if "torch" in backends else ()), *((XLA,) if "xla" in backends else ()))
 
 
 def _net(options: argparse.Namespace, rest: Sequence[str]) -> Any:
     """Read the config, and plan every format with its rules."""
     from blrlab import compress
-    from blrlab.bench import gpt2_torch
+    from blrlab.bench import nets
     from blrlab.bench.model_rows import OPS, Net
     from blrlab.experiments import command
-    from blrlab.models import gpt2, hf
 
     if not options.config:
         raise InputError("no config: give --config=configs/gpt2_monarch.py or another config file.")
     config, _, _, _ = command.load([f"--config={options.config}", *rest])
-    if config.init_from:
-        family, sizes = hf.describe(hf.find(config.init_from), dtype=config.model.dtype, dropout=0.0)
-        if family.config is not gpt2.Config:
-            raise InputError(f"{config.init_from} is a {family.name} checkpoint; whole models are timed for gpt2.")
-    else:
-        sizes = gpt2.Config(**{field.name: config.model[field.name] for field in dataclasses.fields(gpt2.Config)})
+    family = nets.FAMILIES[one_of(config.model.family, nets.FAMILIES, "model family")]
+    sizes = _sizes(config, family)
     formats = [one_of(word, OPS, "format") for word in flags.words(options.formats)] or ["dense", config.factors.format]
-    layers, factors = gpt2_torch.linears(sizes), config.factors.to_dict()
+    layers, factors = family.linears(sizes), config.factors.to_dict()
+    names = {path: compress.called(path, factors["net"]) for path in layers}
     plans = {
-        op: {} if op == "dense" else compress.plan(layers, config.rules, {**factors, "format": op}, factors["net"])
+        op: {}
+        if op == "dense"
+        else compress.plan(layers, config.rules, {**factors, "format": op}, factors["net"], names)
         for op in dict.fromkeys(formats)
     }
-    return Net(_name(sizes), sizes, plans, _trainer(config), config.seed)
+    trainer = _trainer(config) if "train_step" in family.phases else None
+    return Net(nets.name(sizes), sizes, plans, trainer, config.seed)
 
 
-def _name(sizes: Any) -> str:
-    """Name a net: gpt2s by its sizes, any other by depth and width."""
-    is_small = all(getattr(sizes, field) == value for field, value in GPT2_SMALL.items())
-    return "gpt2s" if is_small else f"gpt2_{sizes.layers}x{sizes.width}"
+def _sizes(config: Any, family: Any) -> Any:
+    """Return the sizes of a config's model, those of its checkpoint where it starts from one."""
+    from blrlab.models import hf
+
+    if config.init_from:
+        found, sizes = hf.describe(hf.find(config.init_from), dtype=config.model.dtype, dropout=0.0)
+        if found.config is not family.sizes:
+            raise InputError(f"{config.init_from} is a {found.name} checkpoint, and this config is for {family.name}.")
+        return sizes
+    names = [field.name for field in dataclasses.fields(family.sizes) if field.name in config.model]
+    return family.sizes(**{name: config.model[name] for name in names})
 
 
 def _trainer(config: Any) -> Any:
@@ -264,19 +280,17 @@ def _trainer(config: Any) -> Any:
 
 
 def _groups(options: argparse.Namespace, net: Any, dtype: str, impls: Sequence[str]) -> list[Any]:
-    from blrlab_ops import shapes
-
     from blrlab.bench.model_rows import PHASES, Group, planned
 
     able = [phase for phase in PHASES if planned(net, phase, impls)]
     words = flags.words(options.phases)
     phases = able if words == ["all"] else [one_of(word, PHASES, "phase") for word in words]
     for phase in phases:
+        if phase not in net.family.phases:
+            raise InputError(f"{net.name} has no {phase}: its phases are {', '.join(net.family.phases)}.")
         if phase not in able:
-            raise InputError(f"nothing named runs {phase}: train_step is xla's, prefill and decode are torch's.")
-    published = shapes.layers("gpt2s")[0].tokens
-    default = str(max(1, min(published, net.sizes.context // 2)))
-    tokens = flags.counts(options.tokens or default, "--tokens", 1)
+            raise InputError(f"nothing named runs {phase}: {NEEDS}.")
+    tokens = flags.counts(options.tokens or str(net.family.tokens(net.sizes)), "--tokens", 1)
     batches = flags.counts(options.batch, "--batch", 1)
     found = [Group(phase, batch, count, dtype) for batch in batches for count in tokens for phase in phases]
     if not found:

@@ -73,14 +73,31 @@ def _squares(difference: Tensor) -> Tensor:
     return difference.square().sum(-1)
 
 
-def library_budget(sizes: "Config", dtype: torch.dtype) -> float:
-    """Return what the dense PyTorch model's error may be: of 6 products a block and the output layer, in sequence."""
-    return _in_sequence(sizes, torch.finfo(dtype).eps)
+class Allowed:
+    """What programs may be wrong by, from what the dense PyTorch model is wrong by."""
+
+    def __init__(self, layers: int, terms: int, dtype: torch.dtype, found: Errors):
+        """Set the budgets.
+
+        Args:
+          layers: number of blocks, each of 6 products in sequence; there is an output layer too.
+          terms: of the longest sum behind one element.
+          dtype: that is judged.
+          found: the errors of the dense PyTorch model with the multiplied-out weights.
+        """
+        self._sums, self._epsilon = in_sequence(layers, terms, 0), torch.finfo(dtype).eps
+        allowed = in_sequence(layers, terms, self._epsilon)
+        self.library = Errors(allowed, 2 * allowed)  # single tokens differ by less than that
+        self.yardstick = Errors(*map(min, found, self.library))
+
+    def times(self, count: float) -> Errors:
+        """Return so many times the yardstick, one epsilon, and what float32 sums in another order lose."""
+        return Errors(*(count * error + self._epsilon + self._sums for error in self.yardstick))
 
 
-def _in_sequence(sizes: "Config", epsilon: float) -> float:
+def in_sequence(layers: int, terms: int, epsilon: float) -> float:
     """Return what a library's products lose in sequence; with an epsilon of 0 by their float32 sums alone."""
-    return math.sqrt(6 * sizes.layers + 1) * budgets.of_library(epsilon, 4 * sizes.width).error
+    return math.sqrt(6 * layers + 1) * budgets.of_library(epsilon, terms).error
 
 
 class Judge:
@@ -90,12 +107,11 @@ class Judge:
         """Compute the truth of ids [B, T] for weights in the dtype that is judged."""
         self._sizes, self._weights, self._ids = sizes, weights, ids
         self._dtype = weights.others["wte/embedding"].dtype
-        dense, allowed = weights.dense(), library_budget(sizes, self._dtype)
+        dense = weights.dense()
         with torch.no_grad():
             self.truth = self._logits(dense, torch.float64)
             found = errors(self._logits(dense, self._dtype), self.truth)
-        self.library = Errors(allowed, 2 * allowed)  # single tokens differ by less than that
-        self.yardstick = Errors(*map(min, found, self.library))
+        self._allowed = Allowed(sizes.layers, 4 * sizes.width, self._dtype, found)
 
     def _logits(self, dense: Weights, dtype: torch.dtype) -> Tensor:
         model = gpt2_torch.build(self._sizes, dense.map(lambda leaf: leaf.to(dtype)))
@@ -109,7 +125,7 @@ class Judge:
           is_yardstick: they are the dense PyTorch model's own.
         """
         found = errors(logits, self.truth[:, -logits.shape[1] :])
-        return Verdict(*found, *(self.library if is_yardstick else self._allowed(TIMES)))
+        return Verdict(*found, *(self._allowed.library if is_yardstick else self._allowed.times(TIMES)))
 
     def judge_step(self, metrics: Mapping[str, float], windows: Tensor) -> Verdict:
         """Judge {"loss", "grad_norm"} of an optimiser step on windows [B, T + 1] by the larger relative error."""
@@ -117,11 +133,7 @@ class Judge:
         found = max(abs(metrics[name] - value) / abs(value) for name, value in wanted.items())
         if any(math.isnan(metrics[name]) for name in wanted):
             found = math.nan
-        return Verdict(found, found, *self._allowed(TIMES_STEP))
-
-    def _allowed(self, times: float) -> Errors:
-        epsilon = torch.finfo(self._dtype).eps
-        return Errors(*(times * error + epsilon + _in_sequence(self._sizes, 0) for error in self.yardstick))
+        return Verdict(found, found, *self._allowed.times(TIMES_STEP))
 
 
 def step_truth(sizes: "Config", weights: Weights, windows: Tensor) -> dict[str, float]:

@@ -10,25 +10,28 @@ each of the forward one.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from blrlab_ops import cost, dispatch
 from blrlab_ops.devices import Device
 from blrlab_ops.testing import Case
 
-from blrlab.bench import gpt2_torch
+from blrlab.bench import nets
+from blrlab.bench.nets import Family
 from blrlab.bench.rows import ERRORS, Row, Settings
 
 if TYPE_CHECKING:
     from blrlab.bench.gpt2_xla import Trainer
     from blrlab.factors import Spec
-    from blrlab.models.gpt2 import Config
 
 OPS = ("dense", "low_rank", "monarch", "blast")
 PHASES = ("forward", "prefill", "decode", "train_step")
-DENSE_IMPL, XLA = "torch_eager", "xla"
+# Of factored layers `best` is what `impl=None` takes, for each layer at its number of tokens.
+DENSE_IMPL, BEST, COMPILED, XLA = "torch_eager", "best", "torch_compile", "xla"
 TIMES = ("p20", "p50", "p80", "samples", "method", "launch_us")
+# What rows have of models that are verified at a few layers.
+OF_FEW_LAYERS = ("verified_layers", "depth_error", "depth_error_budget", "cache_bytes")
 Specs = Mapping[str, "Spec"]
 
 
@@ -38,17 +41,22 @@ class Net:
 
     Attributes:
       name: for the rows.
-      sizes: of the model.
+      sizes: of the model, of a class that `blrlab.bench.nets` knows.
       plans: {format: {path of a linear layer: its spec}}; the plan of dense is empty.
       trainer: (model, parameters) -> (state, step), as of `blrlab.train`; None: no training steps.
       seed: of weights and tokens.
     """
 
     name: str
-    sizes: "Config"
+    sizes: Any
     plans: Mapping[str, Specs]
     trainer: "Trainer | None" = None
     seed: int = 0
+
+    @property
+    def family(self) -> Family:
+        """The family of the model."""
+        return nets.of(self.sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +78,25 @@ class Group:
         """The rows n of the linear layers' input."""
         return self.batch * (1 if self.phase == "decode" else self.tokens)
 
+    @property
+    def scored(self) -> int:
+        """The rows of a language model's output layer."""
+        return self.batch if self.phase in ("prefill", "decode") else self.rows
+
 
 def planned(net: Net, phase: str, impls: Sequence[str]) -> list[tuple[str, str]]:
-    """Return the (format, implementation) of every row of a phase; there is no training in PyTorch, no cache in JAX."""
+    """Return the (format, implementation) of every row of a phase.
+
+    There is no training in PyTorch, no cache in JAX, and JAX's column is GPT-2's.
+    """
+    if phase not in net.family.phases:
+        return []
     found = []
     for op in net.plans:
-        own = () if phase == "train_step" else (DENSE_IMPL,) if op == "dense" else dispatch.impls(op)
-        compiled = () if phase in ("prefill", "decode") else (XLA,)
-        found += [(op, impl) for impl in impls if impl in (*own, *compiled)]
+        own = (DENSE_IMPL,) if op == "dense" else (BEST, *dispatch.impls(op))
+        in_torch = () if phase == "train_step" else (*own, COMPILED)
+        in_jax = () if phase in ("prefill", "decode") or net.family.running else (XLA,)
+        found += [(op, impl) for impl in impls if impl in (*in_torch, *in_jax)]
     return found
 
 
@@ -112,6 +131,8 @@ def start(net: Net, group: Group, op: str, impl: str, settings: Settings) -> Row
         "unit": "us",
         **dict.fromkeys(TIMES),
         "tokens_per_s": None,
+        **dict.fromkeys(("images_per_s",) if net.family.shows else ()),
+        **dict.fromkeys(OF_FEW_LAYERS if net.family.running else ()),
         "bound_us": bound_us(net, group, op, card.measured),
         "sheet_bound_us": bound_us(net, group, op, card.sheet) if card.sheet else None,
         **dict.fromkeys(("weight_bytes", "peak_bytes", "sm_mhz", "temperature_c", *ERRORS, "passed")),
@@ -121,14 +142,11 @@ def start(net: Net, group: Group, op: str, impl: str, settings: Settings) -> Row
 
 def bound_us(net: Net, group: Group, op: str, device: Device) -> float:
     """Return the least time of all linear layers on a device, in us, as this module's text says."""
-    sizes, layers = net.sizes, []
-    for path, (i, o) in gpt2_torch.linears(sizes).items():
+    layers = []
+    for path, i, o, rows, written in net.family.products(net.family.sized(net.sizes, group.tokens), group):
         spec = net.plans[op].get(path)
         form = ("dense", (1, 1), 0) if spec is None else (spec.format, spec.blocks, spec.rank)
-        layers.append(_layer_us(Case(form[0], group.rows, i, o, *form[1:]), 0, group.dtype, device))
-    scored = group.batch if group.phase in ("prefill", "decode") else group.rows
-    output = Case("dense", scored, sizes.width, sizes.vocab_size, (1, 1), 0)
-    layers.append(_layer_us(output, scored * sizes.vocab_size, group.dtype, device))
+        layers.append(_layer_us(Case(form[0], rows, i, o, *form[1:]), written, group.dtype, device))
     operations, both = map(sum, zip(*layers, strict=True))
     total = max(operations, both - 1e6 * device.l2_bytes / device.dram_bytes_per_s)
     return 3 * total if group.phase == "train_step" else total
@@ -153,5 +171,9 @@ def line(row: Row) -> str:
     name = f"{row['net']:<10} {row['phase']:<10} {shape:<9} {row['op']:<8} {row['impl']:<17}"
     if row["p50"] is None:
         return f"{name} {row.get('reason')}"
-    speed = f"{row['tokens_per_s']:,.0f} tokens/s"
-    return f"{name} {row['p50']:11,.1f} us  (bound {row['bound_us']:,.1f})  {speed:<20} error {row['error']:.1e}"
+    images = row.get("images_per_s")
+    speed = f"{row['tokens_per_s']:,.0f} tokens/s" if images is None else f"{images:,.0f} images/s"
+    held = f"weights {row['weight_bytes'] / 1e9:.3f} GB"
+    held += f"  peak {row['peak_bytes'] / 1e6:,.1f} MB" if row["peak_bytes"] is not None else ""
+    times = f"{row['p50']:11,.1f} us  (bound {row['bound_us']:,.1f})"
+    return f"{name} {times}  {speed:<20} {held}  error {row['error']:.1e}"

@@ -1,8 +1,8 @@
 """Models of any size with random weights, made where they run; and what is cut from them to be verified.
 
 Entries of linear layers have variance 1 / i, those of factors such that their product's have about that: every layer
-then adds to what the model gives, and a wrong one shows. Only what a model keeps ever takes memory: a factored layer has
-no dense twin.
+then adds to what the model gives, and a wrong one shows. Only what a model keeps ever takes memory: a factored layer
+has no dense twin.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ from blrlab.records import read
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
-from blrlab.bench import card, end_to_end, gpt2_torch, gpt2_xla, model_gate, model_rows, runner  # noqa: E402
+from blrlab.bench import card, end_to_end, gpt2_torch, gpt2_xla, model_gate, model_rows, nets, runner  # noqa: E402
 from blrlab.bench.end_to_end import bench_model  # noqa: E402
 from blrlab.bench.model_rows import PHASES, Group, Net  # noqa: E402
 
@@ -347,7 +347,7 @@ def test_a_launch_time_that_fails_is_a_note(net, settings, monkeypatch):
     row = model_rows.start(net, group, "dense", "torch_eager", settings) | {"bound_us": 0.0}
     asked = dataclasses.replace(settings, card=dataclasses.replace(settings.card, device=torch.device("cuda")))
     contender = end_to_end.Contender("0", tuple, "some")
-    end_to_end._fill_in(end_to_end._Entry(row), contender, end_to_end.timing.Times(1.0, 2.0, 3.0, 11), asked)
+    end_to_end._fill_in(end_to_end.Entry(row), contender, end_to_end.timing.Times(1.0, 2.0, 3.0, 11), asked)
     assert (row["p50"], row["launch_us"], row["note"]) == (2.0, None, "no launch time: RuntimeError: lost")
 
 
@@ -477,8 +477,8 @@ def test_a_child_that_crashes_is_said_and_fails(capsys):
 
 
 def test_only_gpt2s_has_its_name():
-    assert command._name(gpt2.Config()) == "gpt2s"
-    assert command._name(dataclasses.replace(gpt2.Config(), vocab_size=8192)) == "gpt2_12x768"
+    assert nets.name(gpt2.Config()) == "gpt2s"
+    assert nets.name(dataclasses.replace(gpt2.Config(), vocab_size=8192)) == "gpt2_12x768"
 
 
 @pytest.mark.gpu

@@ -46,10 +46,11 @@ class Running:
       checkpoints: what the library calls the layers.
       blank: sizes -> model, its weights without memory, its tables computed.
       blocks: path of the list of blocks in it.
-      attention: of a block, the path of what fuses q, k and v; empty where nothing does.
       inputs: (sizes, group, generator) -> what a phase takes, floating tensors in float32.
       call: (model, phase, inputs, states) -> a call, which returns what the model gives [B, T, N] or [B, 1, N] or, with
         `states`, what its blocks make of every token it sees [B, T, D].
+      attention: of a block, the path of what can have one layer for q, k and v; empty where nothing can.
+      kept: (sizes, group) -> elements of the keys and values that a phase keeps.
     """
 
     library: str
@@ -59,6 +60,7 @@ class Running:
     inputs: Callable[[Any, "Group", torch.Generator], Inputs]
     call: Callable[[Model, str, Inputs, bool], Callable[[], Tensor]]
     attention: str = ""
+    kept: Callable[[Any, "Group"], int] = lambda sizes, group: 0
 
     def skeleton(self, sizes: Any) -> Model:
         """Make a model in evaluation mode, its weights on the meta device."""

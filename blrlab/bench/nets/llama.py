@@ -71,6 +71,11 @@ def _run(model: Model, ids: Tensor, cache: Any, states: bool) -> Callable[[], Te
     return run
 
 
+def kept_elements(sizes: llama.Config, group: "Group") -> int:
+    """Return the number of elements of all keys and values that a phase keeps."""
+    return 2 * sizes.layers * group.batch * group.length * sizes.kv_heads * sizes.head_width
+
+
 FAMILY = Family(
     name="llama",
     sizes=llama.Config,
@@ -81,5 +86,5 @@ FAMILY = Family(
     tokens=lambda sizes: language.tokens(sizes, "llama7b"),
     sized=lambda sizes, tokens: sizes,
     why_not=language.why_not,
-    running=Running("transformers", CHECKPOINTS, blank, "model.layers", inputs, call),
+    running=Running("transformers", CHECKPOINTS, blank, "model.layers", inputs, call, kept=kept_elements),
 )
