@@ -4,7 +4,7 @@
     python -m blrlab.experiments.run --config=configs/llama1b_monarch.py:full --config.init_from=FOLDER
     python -m blrlab.bench.model --config=configs/llama1b_monarch.py:full --formats=dense,low_rank,monarch,blast
 
-Scales: `:small` (3.0 million parameters from scratch, on bytes; minutes on two CPU cores) and `:full` (a Llama-3.2-1B
+Scales: `:small` (3.9 million parameters from scratch, on bytes; minutes on two CPU cores) and `:full` (a Llama-3.2-1B
 checkpoint of the folder, with its tokenizer; not yet measured; a GPU). Keys and values stay dense.
 """
 

@@ -181,10 +181,8 @@ def measure(net: Any, groups: Sequence[Any], settings: Any, results: Any) -> int
         here = environment.describe(settings.card.measured.name, "gpu" if settings.card.is_gpu else "cpu")
         results.start({"kind": "env", **here, "peaks": settings.card.peaks()})
     failed = 0
-    measured = (
-        bench_full_size(net, todo, settings, is_there) if net.family.running else bench_model(net, todo, settings)
-    )
-    for rows in measured:
+    in_full = net.family.running is not None
+    for rows in bench_full_size(net, todo, settings, is_there) if in_full else bench_model(net, todo, settings):
         results.add(rows)
         failed += sum(row["passed"] is False for row in rows)
         for row in rows:
@@ -236,12 +234,9 @@ def _net(options: argparse.Namespace, rest: Sequence[str]) -> Any:
     formats = [one_of(word, OPS, "format") for word in flags.words(options.formats)] or ["dense", config.factors.format]
     layers, factors = family.linears(sizes), config.factors.to_dict()
     names = {path: compress.called(path, factors["net"]) for path in layers}
-    plans = {
-        op: {}
-        if op == "dense"
-        else compress.plan(layers, config.rules, {**factors, "format": op}, factors["net"], names)
-        for op in dict.fromkeys(formats)
-    }
+    plans: dict[str, Any] = {op: {} for op in formats}
+    for op in plans.keys() - {"dense"}:
+        plans[op] = compress.plan(layers, config.rules, {**factors, "format": op}, factors["net"], names)
     trainer = _trainer(config) if "train_step" in family.phases else None
     return Net(nets.name(sizes), sizes, plans, trainer, config.seed)
 

@@ -55,6 +55,28 @@ def llama(scale: str) -> Config:
     return config.lock()
 
 
+def llama1b(scale: str) -> Config:
+    """Return the config of an experiment on a Llama of grouped queries and a tied output layer.
+
+    Args:
+      scale: small (3.9 million parameters, minutes on two CPU cores) or full (Llama-3.2-1B, from a checkpoint that
+        `--config.init_from` names, whose rotary frequencies are stretched as it says).
+
+    Raises:
+      ValueError: the scale is unknown.
+    """
+    config: Config = llama(scale).unlock()
+    config.model.update(vocab_size=128256, layers=16, heads=32, kv_heads=8, width=2048, inner=8192)
+    config.model.update(rope_theta=5e5, tied=True)
+    config.factors.net = "llama1b"
+    # keys and values have few heads, and stay dense
+    config.rules = tuple((f"*/{name}_proj", {}) for name in ("q", "o", "gate", "up", "down"))
+    config.roofline.nets, config.bench.nets = "llama1b", "own,llama1b"
+    if scale == "small":
+        config.model.update(vocab_size=256, layers=4, heads=8, kv_heads=2, width=256, inner=1024)
+    return config.lock()
+
+
 def vit(scale: str) -> Config:
     """Return the config of a ViT experiment.
 

@@ -8,7 +8,10 @@ from blrlab.bench.nets.family import Family, Inputs, Model, Product, Running
 
 FAMILIES = {family.name: family for family in (gpt2.FAMILY, llama.FAMILY, vit.FAMILY, dit.FAMILY)}
 # Sizes that change neither the layers nor what they cost.
-ASIDE = ("context", "dropout", "dtype", "remat", "scan", "fused", "frequency_shift", "epsilon", "mlp_epsilon", "size")
+ASIDE = (
+    "context", "rope_scaling", "dropout", "dtype", "remat", "scan", "fused", "frequency_shift", "epsilon",
+    "mlp_epsilon", "size",
+)  # fmt: skip
 
 
 def of(sizes: Any) -> Family:
