@@ -19,6 +19,7 @@ BACKENDS = {
     "torch_eager": "PyTorch",
     "torch": "PyTorch",
     "torch_linear": "PyTorch linear",
+    "best": "best kernels",
     "torch_bmm": "PyTorch bmm",
     "torch_compile": "torch.compile",
     "torch_compile_max_autotune": "torch.compile max",

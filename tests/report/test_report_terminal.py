@@ -154,6 +154,20 @@ def test_brackets_of_a_record_are_text_and_no_markup(records):
     assert "[bold]box[/bold] c_fc" in said
 
 
+def test_whole_models_show_images_weights_and_how_many_blocks_were_verified(build):
+    layer = next(r for r in build.bench() if r["kind"] == "bench" and r["passed"])
+    sizes = {"weight_bytes": 173_000_000, "cache_bytes": None, "peak_bytes": 5_000_000, "tokens_per_s": 394_000}
+    whole = {**layer, "net": "vit_b", "layer": "*", "phase": "forward", "batch": 4, "impl": "best", **sizes}
+    shown = printed([build.env(), {**whole, "images_per_s": 2000.0, "verified_layers": 2}], 240)
+    assert "Latency of whole models on" in shown
+    assert re.search(r"a second +a second +budget +verified +MB +MB", shown)
+    assert re.search(r"best kernels.* 394 k +2 k .* 2 +173\.0 +5\.0", shown)
+    assert "blocks verified: so many" in shown
+    both = printed([build.env(), layer, whole], 240)
+    assert "Latency of layers and whole models on" in both
+    assert "images" not in both
+
+
 def test_columns_of_the_new_records_are_shown_where_there_is_room_and_empty_ones_never(build):
     rows = [build.env(), *(r for r in build.suite(1) if r["kind"] == "bench" and r["layer"] == "c_fc")]
     wide, narrow, old = printed(rows, 240), printed(rows, 90), printed(build.bench(), 240)

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def blank(sizes: dit.Config) -> Model:
     """Make the model of some sizes; its blocks share the embedders of times and labels."""
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
-    model = DiTTransformer2DModel.from_config(CHECKPOINTS.written(sizes))
+    model: Any = DiTTransformer2DModel.from_config(CHECKPOINTS.written(sizes))
     embedder = model.transformer_blocks[0].norm1.emb
     for block in model.transformer_blocks:
         block.norm1.emb = embedder

@@ -7,6 +7,7 @@ from blrlab.report.groups import Record, finite, text
 from blrlab.report.summary.latency import Timing, by_layer, layer_title, op_names, profiled, why_no_time
 from blrlab.report.tables.table import Column, Table
 
+OF_FEW = "blocks verified: so many of the model's first blocks are held to float64, all of them to plain PyTorch."
 COLUMNS = (
     Column("layer", 0, False, group=True),
     Column("in x out", 5, False, group=True),
@@ -26,8 +27,12 @@ COLUMNS = (
     Column("x dense\nfastest"),
     Column("x dense\nsame", 4),
     Column("tokens\na second", 10),
+    Column("images\na second", 10),
     Column("error /\nbudget"),
     Column("tuning\ns", 13),
+    Column("blocks\nverified", 17, note=OF_FEW),
+    Column("weights\nMB", 13),
+    Column("kept\nMB", 15, note="kept: keys and values of the tokens before."),
     Column("peak\nMB", 14),
     Column("clock\nMHz", 15),
     Column("degrees\nC", 16),
@@ -50,7 +55,9 @@ def latency_table(device: str, records: list[Record]) -> Table:
         breaks.add(len(rows))
         rows += [_cells(t, op, reasons) for t, op in zip(timings, op_names(timings), strict=True)]
     notes = [f"[{number}] {words.sentence(reason)}" for reason, number in reasons.items()]
-    table = Table(f"Latency of layers on {device}", COLUMNS, tuple(rows), frozenset(breaks))
+    whole = {record.get("layer") == "*" for record in records}
+    what = " and ".join(name for is_whole, name in ((False, "layers"), (True, "whole models")) if is_whole in whole)
+    table = Table(f"Latency of {what or 'layers'} on {device}", COLUMNS, tuple(rows), frozenset(breaks))
     table = table.without_empty(ALWAYS).say_once(["tokens", "dtype", "clock\nMHz", "degrees\nC"])
     return table.noted(*notes, *HOW_TO_READ, *([words.PROFILED] if any(map(profiled, records)) else []))
 
@@ -74,10 +81,13 @@ def _cells(timing: Timing, op: str, reasons: dict[str, int]) -> tuple[str, ...]:
         words.microseconds(finite(record.get("sheet_bound_us"))),
         words.factor(timing.over_fastest_dense) + ("~" if timing.wins and timing.clear is False else ""),
         words.factor(timing.over_same_backend),
-        _rate(timing),
+        _rate(timing, "tokens_per_s"),
+        _rate(timing, "images_per_s"),
         verdict(record),
         _seconds(record),
-        f"{peak / 1e6:,.1f}" if (peak := finite(record.get("peak_bytes"))) is not None else words.MISSING,
+        _whole(record, "verified_layers"),
+        _megabytes(record, "weight_bytes") if record.get("layer") == "*" else words.MISSING,
+        *(_megabytes(record, key) for key in ("cache_bytes", "peak_bytes")),
         _whole(record, "sm_mhz"),
         _whole(record, "temperature_c"),
     )
@@ -102,8 +112,13 @@ def _if_timed(timing: Timing, key: str) -> float | None:
     return finite(timing.record.get(key)) if timing.p50 is not None else None
 
 
-def _rate(timing: Timing) -> str:
-    rate = _if_timed(timing, "tokens_per_s")
+def _megabytes(record: Record, key: str) -> str:
+    count = finite(record.get(key))
+    return words.MISSING if count is None else f"{count / 1e6:,.1f}"
+
+
+def _rate(timing: Timing, key: str) -> str:
+    rate = _if_timed(timing, key)
     return words.MISSING if rate is None else words.rate(rate, "").strip()
 
 
