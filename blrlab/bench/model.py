@@ -1,14 +1,17 @@
-"""Benchmark a whole GPT-2, dense and with the factors that a config plans: verified against float64, then timed.
+"""Benchmark a whole model, dense and with the factors that a config plans: verified against float64, then timed.
 
     python -m blrlab.bench.model --config=configs/gpt2_monarch.py:small
     python -m blrlab.bench.model --config=configs/gpt2_monarch.py:full --formats=dense,low_rank,monarch,blast
-    python -m blrlab.bench.model --config=configs/gpt2_blast.py:full --phases=prefill,decode --tokens=384,1000 --batch=8
     python -m blrlab.bench.model --config=configs/gpt2_blast.py --config.factors.rank=96 --backends=torch
+    python -m blrlab.bench.model --config=configs/llama7b_blast.py:full --phases=prefill,decode --batch=1,4,16
+    python -m blrlab.bench.model --config=configs/vit_b_blast.py:full --batch=1,64 --compile
 
-Weights are random, since times do not depend on them. Phases: forward (all logits), prefill (key-value cache, last
-logits), decode (one token more) and train_step (one optimiser step). PyTorch's model is that of transformers, JAX's
-that of blrlab.models. Rows are written as they are measured; the same command with its --out goes on where it was
-stopped. The plan of a config is made by blrlab.compress, so JAX is loaded for its shapes even where xla is not timed.
+Weights are random, since times do not depend on them. Phases: forward (all logits; of images, their classes; of
+latents, a step), prefill (key-value cache, last logits), decode (one token more) and train_step (one optimiser step).
+PyTorch's models are those of transformers and diffusers. JAX's are those of blrlab.models, measured for GPT-2, all of
+which is verified; larger ones are drawn on the device and verified at their first blocks (blrlab.bench.full_size).
+Rows are written as they are measured; the same command with its --out goes on where it was stopped. The plan of a
+config is made by blrlab.compress, so JAX is loaded for its shapes even where xla is not timed.
 On a GPU xla is measured last, by a process of its own that is given the ceilings (blrlab.bench.beside says why).
 
 Exit status: 0 done, 1 a program failed its gate, 2 wrong input, 130 stopped.
@@ -68,9 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="store_true", help="also every model under torch.compile, in torch")
     parser.add_argument("--phases", default="all", help="forward, prefill, decode, train_step; default: all")
     parser.add_argument("--batch", default="1", help="sequences, commas between; default: 1")
-    parser.add_argument(
-        "--tokens", default="", help="of a sequence, commas between; default: the published 384, at most half a context"
-    )
+    parser.add_argument("--tokens", default="", help="of a sequence, commas between; default: the published number")
     parser.add_argument("--dtype", default="", help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.add_argument("--seconds", type=float, default=0.5, help="of measuring, for each program; default: 0.5")
     parser.add_argument("--device", default="", help="default: the first CUDA GPU, else the CPU")
