@@ -28,7 +28,7 @@ from blrlab.bench.card import clocks_read_meanwhile
 from blrlab.bench.gate import poison
 from blrlab.bench.gpt2_torch import Weights
 from blrlab.bench.model_gate import Judge, Verdict
-from blrlab.bench.model_rows import BEST, COMPILED, DENSE_IMPL, XLA, Group, Net, Specs, planned, start
+from blrlab.bench.model_rows import BEST, COMPILED, DENSE_IMPL, JOINED, XLA, Group, Net, Specs, planned, start
 from blrlab.bench.rows import ERRORS, Row, Settings, first_line, guarded
 from blrlab.bench.timing import Contender
 
@@ -91,7 +91,7 @@ def why_not(net: Net, group: Group, op: str, impl: str, settings: Settings) -> s
 
 def why_no_kernels(specs: Specs, impl: str, device: torch.device, dtype: str) -> str | None:
     """Say in one sentence why a named implementation cannot run all of a plan; None where it can."""
-    if impl in (DENSE_IMPL, BEST, COMPILED):
+    if impl in (DENSE_IMPL, BEST, JOINED, COMPILED):
         return None
     for format in dict.fromkeys(spec.format for spec in specs.values() if spec.format != "dense"):
         if impl not in dispatch.impls(format):

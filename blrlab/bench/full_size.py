@@ -17,12 +17,12 @@ import torch
 from blrlab_ops import loading
 from torch import Tensor
 
-from blrlab.bench import random_models, timing
+from blrlab.bench import joining, random_models, timing
 from blrlab.bench.depth_gate import Judge
 from blrlab.bench.end_to_end import Entry, compiled, is_no_fault, kernels, peak_bytes, take_times, why_no_kernels
 from blrlab.bench.gate import poison
 from blrlab.bench.model_gate import errors
-from blrlab.bench.model_rows import COMPILED, DENSE_IMPL, Group, Net, planned, start
+from blrlab.bench.model_rows import COMPILED, DENSE_IMPL, JOINED, Group, Net, planned, start
 from blrlab.bench.nets import Inputs, Model, Running
 from blrlab.bench.rows import ERRORS, Row, Settings, first_line
 
@@ -67,8 +67,12 @@ class _Held:
         if self._made is None or self._made[0] != (sizes, dtype):
             self.forget()
             generator = torch.Generator(self.settings.card.device).manual_seed(self.net.seed)
-            specs = self.net.plans[self.op]
-            made = random_models.draw(self.running, sizes, specs, self.impl, generator, dtype)
+            specs, impl = self.net.plans[self.op], None if self.impl == JOINED else self.impl
+            made = random_models.draw(self.running, sizes, specs, impl, generator, dtype)
+            if self.impl == JOINED:
+                places = self.running.places(made, sizes, specs)
+                for paths in joining.groups(specs, self.running.sharing):
+                    joining.join([made.get_submodule(places[path]) for path in paths])
             self._made = (sizes, dtype), made
         return self._made[1]
 
@@ -97,8 +101,11 @@ def why_not(net: Net, group: Group, row: Row, settings: Settings) -> str | None:
     family = net.family
     if family.running and importlib.util.find_spec(family.running.library) is None:
         return f"needs {family.running.library}: pip install {family.running.library}"
+    specs = net.plans[row["op"]]
+    if family.running and row["impl"] == JOINED and not joining.groups(specs, family.running.sharing):
+        return "no layers that share their input have the same format, shape and rank"
     reason = family.why_not(net.sizes, group)
-    return reason or why_no_kernels(net.plans[row["op"]], row["impl"], settings.card.device, group.dtype)
+    return reason or why_no_kernels(specs, row["impl"], settings.card.device, group.dtype)
 
 
 def _measure(held: _Held, group: Group, entries: list[Entry]) -> list[Row]:

@@ -207,15 +207,15 @@ def _impls(options: argparse.Namespace, net: Any) -> tuple[str, ...]:
     """Return the implementations of `model_rows.planned`, of the backends named."""
     from blrlab_ops import dispatch
 
-    from blrlab.bench.model_rows import BEST, COMPILED, DENSE_IMPL, XLA
+    from blrlab.bench.model_rows import BEST, COMPILED, DENSE_IMPL, JOINED, XLA
 
     backends = [one_of(word, BACKENDS, "backend") for word in flags.words(options.backends)]
     if not backends:
         raise InputError(f"no backend is named: give some of {', '.join(BACKENDS)}.")
-    own = (BEST, *dict.fromkeys(impl for op in dispatch.IMPLS for impl in dispatch.impls(op)))
+    own = (BEST, JOINED, *dict.fromkeys(impl for op in dispatch.IMPLS for impl in dispatch.impls(op)))
     named = [one_of(word, own, "impl") for word in flags.words(options.impl)]
     if not named:
-        named = [BEST] if net.family.running else [impl for impl in own if impl != "ref"]
+        named = [BEST] if net.family.running else [impl for impl in own if impl not in ("ref", JOINED)]
     in_torch = (DENSE_IMPL, *named, *((COMPILED,) if options.compile else ()))
     return (*(in_torch if "torch" in backends else ()), *((XLA,) if "xla" in backends else ()))
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 OPS = ("dense", "low_rank", "monarch", "blast")
 PHASES = ("forward", "prefill", "decode", "train_step")
-# Of factored layers `best` is what `impl=None` takes, for each layer at its number of tokens.
-DENSE_IMPL, BEST, COMPILED, XLA = "torch_eager", "best", "torch_compile", "xla"
+# Of factored layers `best` is what `impl=None` takes, for each layer at its number of tokens; `joined` is the same with
+# layers that share their input in the launches of one.
+DENSE_IMPL, BEST, JOINED, COMPILED, XLA = "torch_eager", "best", "joined", "torch_compile", "xla"
 TIMES = ("p20", "p50", "p80", "samples", "method", "launch_us")
 # What rows have of models that are verified at a few layers.
 OF_FEW_LAYERS = ("verified_layers", "depth_error", "depth_error_budget", "cache_bytes")
@@ -94,6 +95,7 @@ def planned(net: Net, phase: str, impls: Sequence[str]) -> list[tuple[str, str]]
     found = []
     for op in net.plans:
         own = (DENSE_IMPL,) if op == "dense" else (BEST, *dispatch.impls(op))
+        own = (*own, JOINED) if op != "dense" and net.family.running and net.family.running.sharing else own
         in_torch = () if phase == "train_step" else (*own, COMPILED)
         in_jax = () if phase in ("prefill", "decode") or net.family.running else (XLA,)
         found += [(op, impl) for impl in impls if impl in (*in_torch, *in_jax)]

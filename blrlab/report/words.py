@@ -20,6 +20,7 @@ BACKENDS = {
     "torch": "PyTorch",
     "torch_linear": "PyTorch linear",
     "best": "best kernels",
+    "joined": "best kernels, joined",
     "torch_bmm": "PyTorch bmm",
     "torch_compile": "torch.compile",
     "torch_compile_max_autotune": "torch.compile max",

@@ -14,10 +14,11 @@ from blrlab.records import read
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
+from blrlab_ops import joined  # noqa: E402
 from blrlab_ops.loading import factored_layers, weight_bytes  # noqa: E402
 from blrlab_ops.nn import FactoredLinear  # noqa: E402
 
-from blrlab.bench import card, depth_gate, full_size, model_rows, nets, random_models, runner  # noqa: E402
+from blrlab.bench import card, depth_gate, full_size, joining, model_rows, nets, random_models, runner  # noqa: E402
 from blrlab.bench.model_rows import Group, Net  # noqa: E402
 
 SIZES = {
@@ -272,6 +273,41 @@ def test_heads_one_by_one_attend_as_all_at_once():
         wanted = attend(q, k, v, enable_gqa=True, **kwargs)
         with depth_gate._HeadByHead():
             torch.testing.assert_close(attend(q, k, value=v, enable_gqa=True, **kwargs), wanted)
+
+
+@pytest.mark.parametrize("op", FORMATS[1:])
+def test_layers_that_share_their_input_are_one_and_the_models_function_stays(settings, monkeypatch, op):
+    rules, calls = (("*/self_attn/?_proj", {}), ("*/mlp/*", {"rank": 8})), []
+    sizes = dataclasses.replace(SIZES["llama"], kv_heads=4)
+    plan = compress.plan(
+        nets.of(sizes).linears(sizes), rules, {"format": op, "rank": 16, "blocks": 2 * (op != "low_rank")}
+    )
+    net, linear = Net("llama", sizes, {op: plan}), joined.linear
+
+    def counted(x, together):
+        calls.append(together.count)
+        return linear(x, together)
+
+    monkeypatch.setattr(joined, "linear", counted)
+    asked = dataclasses.replace(settings, impls=("joined",))
+    (row,) = bench(net, [Group("decode", 2, 9, "float32")], asked)
+    assert row["passed"] is True, row["reason"]
+    assert calls[:4] == [3, 2, 3, 2]  # of the first blocks
+    assert 0 <= row["depth_error"] <= row["depth_error_budget"]
+    alone = Net("llama", SIZES["llama"], net_of("llama", op).plans)  # keys and values stay dense, gate and up are alike
+    assert joining.groups(alone.plans[op], alone.family.running.sharing) == [
+        (f"layers_{number}/mlp/gate_proj", f"layers_{number}/mlp/up_proj") for number in range(3)
+    ]
+
+
+def test_layers_of_other_ranks_cannot_be_joined(settings):
+    net = net_of("llama", "low_rank")
+    rules = (("*/gate_proj", {"rank": 4}), ("*/up_proj", {"rank": 8}))
+    plan = compress.plan(net.family.linears(net.sizes), rules, {"format": "low_rank"})
+    asked = dataclasses.replace(settings, impls=("joined",))
+    (row,) = bench(Net("llama", net.sizes, {"low_rank": plan}), [Group("decode", 1, 9, "float32")], asked)
+    assert (row["passed"], row["p50"]) == (None, None)
+    assert "share their input" in row["reason"]
 
 
 @pytest.mark.parametrize("name", ["llama", "vit"])

@@ -51,6 +51,7 @@ class Running:
         `states`, what its blocks make of every token it sees [B, T, D].
       attention: of a block, the path of what can have one layer for q, k and v; empty where nothing can.
       kept: (sizes, group) -> elements of the keys and values that a phase keeps.
+      sharing: last parts of paths of layers that share their input, in the order of their calls.
     """
 
     library: str
@@ -61,6 +62,7 @@ class Running:
     call: Callable[[Model, str, Inputs, bool], Callable[[], Tensor]]
     attention: str = ""
     kept: Callable[[Any, "Group"], int] = lambda sizes, group: 0
+    sharing: tuple[tuple[str, ...], ...] = ()
 
     def skeleton(self, sizes: Any) -> Model:
         """Make a model in evaluation mode, its weights on the meta device."""

@@ -76,6 +76,7 @@ def kept_elements(sizes: llama.Config, group: "Group") -> int:
     return 2 * sizes.layers * group.batch * group.length * sizes.kv_heads * sizes.head_width
 
 
+SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 FAMILY = Family(
     name="llama",
     sizes=llama.Config,
@@ -86,5 +87,7 @@ FAMILY = Family(
     tokens=lambda sizes: language.tokens(sizes, "llama7b"),
     sized=lambda sizes, tokens: sizes,
     why_not=language.why_not,
-    running=Running("transformers", CHECKPOINTS, blank, "model.layers", inputs, call, kept=kept_elements),
+    running=Running(
+        "transformers", CHECKPOINTS, blank, "model.layers", inputs, call, kept=kept_elements, sharing=SHARING
+    ),
 )
