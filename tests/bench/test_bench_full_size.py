@@ -385,6 +385,21 @@ def test_nets_have_the_names_of_the_shapes():
     assert nets.name(dataclasses.replace(llama.Config(), layers=2)) == "llama_2x4096"
 
 
+@pytest.mark.parametrize("format", FORMATS[1:])
+def test_the_configs_of_llama1b_have_its_sizes_and_published_ranks(format):
+    options, rest = command._parser().parse_known_args([f"--config=configs/llama1b_{format}.py:full"])
+    net = command._net(options, rest)
+    assert net.name == "llama1b"
+    assert dataclasses.replace(net.sizes, context=131072, rope_scaling=llama.RopeScaling(32.0), dtype="float32") == (
+        dataclasses.replace(llama.LLAMA_1B, remat=True)
+    )
+    ranks = {path.removeprefix("layers_7/"): spec.total_rank for path, spec in net.plans[format].items()}
+    own = {path: rank for path, rank in ranks.items() if not path.startswith("layers_")}
+    names = {f"self_attn/{name}_proj": 256 for name in "qo"} | {"mlp/gate_proj": 512}
+    assert own == names | dict.fromkeys(("mlp/up_proj", "mlp/down_proj"), 768)
+    assert net.family.tokens(net.sizes) == 1024
+
+
 TINY = [
     "--config=configs/llama1b_blast.py:small", "--config.model.layers=1", "--config.model.width=64",
     "--config.model.inner=256", "--config.model.vocab_size=61", "--config.model.context=16", "--seconds=0.001",
