@@ -35,6 +35,7 @@ from blrlab.bench.timing import Contender
 if TYPE_CHECKING:
     from blrlab.bench.gpt2_xla import Ready
 
+OVER = "its error is over its budget, so it has no speed"
 XLA_CALLS = 10  # in one profile
 
 
@@ -130,7 +131,7 @@ def _verify(net: Net, group: Group, entries: Sequence[Entry], settings: Settings
         if verdict.passed:
             entry.call = call
         else:
-            entry.row["reason"] = "its error is over its budget, so it has no speed"
+            entry.row["reason"] = OVER
 
 
 def is_no_fault(error: Exception) -> bool:

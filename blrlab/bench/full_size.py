@@ -19,7 +19,7 @@ from torch import Tensor
 
 from blrlab.bench import joining, random_models, timing
 from blrlab.bench.depth_gate import Judge
-from blrlab.bench.end_to_end import Entry, compiled, is_no_fault, kernels, peak_bytes, take_times, why_no_kernels
+from blrlab.bench.end_to_end import OVER, Entry, compiled, is_no_fault, kernels, peak_bytes, take_times, why_no_kernels
 from blrlab.bench.gate import poison
 from blrlab.bench.model_gate import errors
 from blrlab.bench.model_rows import COMPILED, DENSE_IMPL, JOINED, Group, Net, planned, start
@@ -27,7 +27,6 @@ from blrlab.bench.nets import Inputs, Model, Running
 from blrlab.bench.rows import ERRORS, Row, Settings, first_line
 
 PLAIN = "torch_bmm"
-OVER = "its error is over its budget, so it has no speed"
 
 
 def bench_full_size(
@@ -90,7 +89,8 @@ class _Held:
 
 def free(settings: Settings) -> None:
     """Give memory that nothing holds any more back to the device."""
-    torch.compiler.reset()  # compiled programs keep models
+    if COMPILED in settings.impls:
+        torch.compiler.reset()  # what is compiled keeps models
     gc.collect()
     if settings.card.is_gpu:
         torch.cuda.empty_cache()
