@@ -389,6 +389,18 @@ def test_the_command_writes_rows_and_goes_on_where_it_was_stopped(tmp_path, caps
     assert len([record for record in read(out) if record["kind"] == "bench"]) == 2
 
 
+def test_the_best_kernels_and_a_compiler_have_rows_of_their_own(net, settings):
+    asked = dataclasses.replace(settings, impls=("torch_eager", "best", "torch_compile"))
+    (rows,) = bench_model(only(net, "dense", "low_rank"), [Group("decode", 1, 8, "float32")], asked)
+    assert [(row["op"], row["impl"]) for row in rows] == [
+        ("dense", "torch_eager"), ("dense", "torch_compile"), ("low_rank", "best"), ("low_rank", "torch_compile"),
+    ]  # fmt: skip
+    for row in rows:
+        assert row["passed"] is True, row["reason"]
+        assert ("under torch.compile" in row["method"]) is (row["impl"] == "torch_compile")
+        assert set(row) - {"note"} == FIELDS
+
+
 def test_a_failed_gate_is_exit_status_one(net, settings, tmp_path, monkeypatch):
     monkeypatch.setattr(model_gate.Verdict, "passed", property(lambda self: False))
     results = Results(tmp_path / "records.jsonl")
