@@ -1,9 +1,10 @@
-"""AdamW with warm-up, cosine decay and clipping, from optax; learning rates and decay that know of factors."""
+"""AdamW with warm-up, cosine decay and clipping, from optax; rates and decay that know of factors; averages."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from blrlab import factors
@@ -38,6 +39,7 @@ def make_optimizer(
     beta2: float = 0.95,
     factor_rates: bool = False,
     decay: str = "factors",
+    ema: float = 0.0,
 ) -> optax.GradientTransformation:
     """Return AdamW behind clipping by the global norm; only kernels decay, not biases, norms or embeddings.
 
@@ -48,11 +50,14 @@ def make_optimizer(
       beta2: of Adam.
       factor_rates: scale Adam's steps of factors as `factors.learning_rates` says, but not their decay.
       decay: of the factors, each by itself, or of the product that they stand for (see `decay_product`).
+      ema: 0, or how much of the average of the parameters a step keeps (see `average_params`).
 
     Raises:
-      InputError: the decay is of neither.
+      InputError: the decay is of neither, or the average keeps all or less than nothing.
     """
     one_of(decay, DECAYS, "decay")
+    if not 0 <= ema < 1:
+        raise InputError(f"ema is {ema}; it must be at least 0 and below 1.")
     adam = [optax.scale_by_adam(b1=0.9, b2=beta2)]
     if factor_rates:
         adam.append(scale_by_fan_in())
@@ -60,7 +65,40 @@ def make_optimizer(
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.chain(*adam, decayed, optax.scale_by_learning_rate(schedule)),  # as optax.adamw chains them
+        *([average_params(ema)] if ema else []),
     )
+
+
+class Average(NamedTuple):
+    """What `average_params` keeps: the parameters' average, shaped as they are."""
+
+    params: optax.Params
+
+
+def average_params(kept: float) -> optax.GradientTransformation:
+    """Average the parameters as they come out of every step: average <- kept average + (1 - kept) params.
+
+    It begins as the parameters do, as DiT's (arXiv 2212.09748, section 4), and changes no update; it must be the last
+    of a chain. `averaged` finds it in the state.
+    """
+
+    def init(params: optax.Params) -> Average:
+        return Average(jax.tree.map(jnp.copy, params))  # a step donates both
+
+    def update(
+        updates: optax.Updates, state: Average, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, Average]:
+        assert params is not None
+        after = optax.apply_updates(params, updates)
+        return updates, Average(optax.incremental_update(after, state.params, 1 - kept))
+
+    return optax.GradientTransformation(init, update)
+
+
+def averaged(params: optax.Params, opt_state: optax.OptState) -> optax.Params:
+    """Return the average that an optimiser's state holds; the parameters themselves where it holds none."""
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Average))
+    return next((node.params for node in nodes if isinstance(node, Average)), params)
 
 
 def scale_by_fan_in() -> optax.GradientTransformation:
