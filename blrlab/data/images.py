@@ -15,13 +15,13 @@ from typing import Any
 import grain
 import numpy as np
 
+from blrlab.data import class_folders
 from blrlab.data.batches import Stream
-from blrlab.errors import InputError, home_expanded, one_of
+from blrlab.errors import InputError, one_of
 from blrlab.records import write_text
 
 SOURCES = ("digits", "folder", "huggingface")
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp")
-SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "test")}
 MARGIN = 0.875  # of the shorter side, that evaluation keeps
 Example = dict[str, np.ndarray]
 
@@ -95,15 +95,6 @@ def load(folder: Path) -> Images:
         raise InputError(f"the prepared images in {folder} are damaged ({error}): delete that folder.") from None
 
 
-def _held_out(names: Sequence[str], fraction: float) -> np.ndarray:
-    """Return which of several names are held out, by their hashes: the same ones whatever their order."""
-    hashes = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") for name in names]
-    order = np.argsort(np.array(hashes, np.uint64))
-    held = np.zeros(len(names), bool)
-    held[order[: min(max(round(fraction * len(names)), 1), len(names) - 1)]] = True
-    return held
-
-
 def _summary(files: int, classes: Sequence[str], train: int, valid: int, digest: str) -> dict[str, Any]:
     return {
         "files": files,
@@ -122,7 +113,7 @@ def _digits(folder: Path, path: str, name: str, subset: str, fraction: float) ->
         raise InputError("data.source=digits needs scikit-learn: pip install scikit-learn.") from None
     found: Any = load_digits()
     pixels = np.round(found.images * (255 / 16)).astype(np.uint8)
-    held = _held_out([str(index) for index in range(len(pixels))], fraction)
+    held = class_folders.held_out([str(index) for index in range(len(pixels))], fraction)
     digest = hashlib.sha256(pixels.tobytes() + found.target.astype(np.int64).tobytes() + held.tobytes()).hexdigest()
     for side, chosen in (("train", ~held), ("valid", held)):
         np.save(folder / f"{side}_images.npy", pixels[chosen])
@@ -138,52 +129,21 @@ def _open_digits(folder: Path, summary: dict[str, Any], side: str) -> Pictures:
 
 
 def _folder(folder: Path, path: str, name: str, subset: str, fraction: float) -> dict[str, Any]:
-    root = home_expanded(path)
-    if not path or not root.is_dir():
-        raise InputError(f'no folder of images at "{path}": set data.path to one.')
-    sides = {
-        side: next((root / each for each in names if (root / each).is_dir()), None) for side, names in SPLITS.items()
-    }
-    if sides["train"] and sides["valid"]:
-        classes = _classes(sides["train"])
-        found = {side: _listed(place, classes) for side, place in sides.items() if place}
-        odd = sorted(set(_classes(sides["valid"])) - set(classes))
-        if odd:
-            raise InputError(f"{sides['valid']} has the class {odd[0]}, which {sides['train']} has not.")
-    else:
-        classes = _classes(root)
-        files = _listed(root, classes)
+    root = class_folders.root_of(path, "image")
+    classes, found = class_folders.find(root, SUFFIXES, "image")
+    if "all" in found:
+        files = found["all"]
         if len(files) < 2:
             raise InputError(f"{root} has one image: one is to train on, and one to be held out.")
-        held = _held_out([str(Path(file).relative_to(root)) for file, _ in files], fraction)
+        held = class_folders.held_out([str(Path(file).relative_to(root)) for file, _ in files], fraction)
         found = {
             "train": [file for file, out in zip(files, held, strict=True) if not out],
             "valid": [file for file, out in zip(files, held, strict=True) if out],
         }
-    digest = hashlib.sha256()
-    for side, files in found.items():
-        for file, label in files:
-            digest.update(f"{side} {Path(file).relative_to(root)} {label} {Path(file).stat().st_size}\0".encode())
+    digest = class_folders.digest(root, found)
     write_text(folder / "files.json", json.dumps(found))
     count = sum(map(len, found.values()))
-    return _summary(count, classes, len(found["train"]), len(found["valid"]), digest.hexdigest())
-
-
-def _classes(root: Path) -> list[str]:
-    classes = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not classes:
-        raise InputError(f"{root} has no classes: it should hold a folder of images for each.")
-    return classes
-
-
-def _listed(root: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    found = []
-    for label, name in enumerate(classes):
-        own = sorted(file for file in (root / name).rglob("*") if file.suffix.lower() in SUFFIXES)
-        if not own:
-            raise InputError(f"the class {root / name} has no image ({', '.join(SUFFIXES)}).")
-        found += [(str(file), label) for file in own]
-    return found
+    return _summary(count, classes, len(found["train"]), len(found["valid"]), digest)
 
 
 def _open_folder(folder: Path, summary: dict[str, Any], side: str) -> Pictures:
@@ -223,7 +183,7 @@ def _dataset(name: str, subset: str) -> tuple[dict[str, Any], list[str]]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f'the dataset "{name}" cannot be had: {reason}') from None
     parts: dict[str, Any] = {}
-    for side, names in SPLITS.items():
+    for side, names in class_folders.SPLITS.items():
         parts[side] = next((loaded[each] for each in names if each in loaded), None)
         if parts[side] is None or not {"image", "label"} <= set(parts[side].column_names):
             raise InputError(f'the dataset "{name}" has no {names[0]} split with columns "image" and "label".')
@@ -264,6 +224,7 @@ class ImageBatches(Stream):
       smallest: the least share of a picture's area that is cut out; 1: the whole picture, made square.
       flip: whether left and right may change places.
       workers: threads that read and cut.
+      margin: instead of at random, cut out the middle: a square of this share of the shorter side.
 
     Raises:
       InputError: there are fewer images than a batch has.
@@ -279,13 +240,15 @@ class ImageBatches(Stream):
         smallest: float = 0.08,
         flip: bool = True,
         workers: int = 4,
+        margin: float | None = None,
     ):
         if len(pictures) < batch:
             raise InputError(f"there are {len(pictures)} training images, less than one batch of {batch}.")
 
         def one(example: tuple[Any, int], rng: np.random.Generator) -> Example:
             picture, label = example
-            cut = _random_cut(picture.size, smallest, rng)
+            size_of = picture.size
+            cut = _middle(size_of, margin) if margin else _random_cut(size_of, smallest, rng)
             turned = flip and rng.random() < 0.5
             return {"image": _pixels(picture, cut, size, channels, turned), "label": np.asarray(label, np.int64)}
 
@@ -294,8 +257,10 @@ class ImageBatches(Stream):
         super().__init__(drawn.to_iter_dataset(reading).batch(batch), "image", 1)
 
 
-def held_out(pictures: Pictures, size: int, channels: int, most: int) -> Example:
+def held_out(pictures: Pictures, size: int, channels: int, most: int, margin: float = MARGIN) -> Example:
     """Return up to `most` pictures, evenly spread, their middles cut out as is usual for evaluation.
+
+    Of large pictures the middle is a square of `margin` of the shorter side.
 
     Raises:
       InputError: there is none.
@@ -304,13 +269,13 @@ def held_out(pictures: Pictures, size: int, channels: int, most: int) -> Example
         raise InputError("no image is held out.")
     chosen = np.unique(np.linspace(0, len(pictures) - 1, min(most, len(pictures))).astype(int))
     found = [pictures[int(index)] for index in chosen]
-    images = [_pixels(picture, _middle(picture.size), size, channels, False) for picture, _ in found]
+    images = [_pixels(picture, _middle(picture.size, margin), size, channels, False) for picture, _ in found]
     return {"image": np.stack(images), "label": np.array([label for _, label in found], np.int64)}
 
 
-def _middle(size: tuple[int, int]) -> tuple[float, float, float, float]:
+def _middle(size: tuple[int, int], margin: float) -> tuple[float, float, float, float]:
     """Return the square in the middle; of small pictures, such as digits, all of it."""
-    side = min(size) * (MARGIN if min(size) > 64 else 1.0)
+    side = min(size) * (margin if min(size) > 64 else 1.0)
     left, top = (size[0] - side) / 2, (size[1] - side) / 2
     return left, top, left + side, top + side
 

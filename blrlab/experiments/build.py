@@ -30,6 +30,7 @@ from blrlab.train.distil import TERMS
 from blrlab.train.optimizer import DECAYS
 
 OWN = "own"
+FAMILIES = {"gpt2": hf.GPT2, "llama": hf.LLAMA, "vit": hf.VIT, "dit": hf.dit.ORIGINAL}
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("plain", "whitened", "sequential")
 COMPUTED = ("dtype", "dropout", "fused", "remat", "scan")  # of a model: what no checkpoint decides
@@ -210,15 +211,15 @@ def names(words: str, known: tuple[str, ...], what: str) -> tuple[str, ...]:
 def _model(config: Config, checkpoint: Path | None) -> tuple[Family, Any]:
     given = config.model
     one_of(given.dtype, DTYPES, "model dtype")
-    family = hf.FAMILIES[one_of(given.family, hf.FAMILIES, "model family")]
+    family = FAMILIES[one_of(given.family, FAMILIES, "model family")]
     if not checkpoint:
         sizes = {field.name: given[field.name] for field in dataclasses.fields(family.config) if field.name in given}
         return family, family.config(**sizes)
     # Sizes are the checkpoint's; how it is computed is the config's.
     kept = {field: given[field] for field in COMPUTED if field in given}
     found, sizes = hf.describe(checkpoint, **kept)
-    if found is not family:
-        raise InputError(f"{checkpoint} is a {found.name} checkpoint, and this config is for {family.name}.")
+    if found.model is not family.model:  # DiT's are laid out in several ways
+        raise InputError(f"{checkpoint} is a {found.name} checkpoint, and this config is for {given.family}.")
     return found, sizes
 
 
@@ -256,6 +257,7 @@ def _check_training(phase: str, training: Config) -> None:
         "final_fraction": (0.0, 1.0),
         "weight_decay": (0.0, 1e3),
         "clip_norm": (1e-12, 1e12),
+        "ema": (0.0, 1 - 1e-9),
     }
     for field, (least, most) in ranges.items():
         _check_range(f"{phase}.{field}", training[field], least, most)
@@ -276,6 +278,7 @@ def _check_range(name: str, value: float, least: float, most: float) -> None:
 def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a flat config that can change a result: not those that another one switches off."""
     unused = {"stages", "model.remat", "model.scan"}
+    unused |= {f"{phase}.ema" for phase in ("train", "heal") if not flat[f"{phase}.ema"]}
     if flat["rules_file"]:  # what is in a file counts, not where it is
         flat = {**flat, "rules_file": compress.load(home_expanded(flat["rules_file"]))}
     if flat["budget.target"] != "microseconds":
@@ -288,8 +291,10 @@ def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
         unused |= {"heal.distil_weight"}
     if flat["heal.distil"] != "logits":
         unused |= {"heal.temperature"}
-    if flat["data.source"] != "folder":
+    if flat["data.source"] not in ("folder", "latents"):
         unused |= {"data.path"}
+    if flat["data.source"] != "latents":
+        unused |= {"data.scale"}
     if flat["data.source"] != "huggingface":
         unused |= {"data.name", "data.subset"}
     if flat["init_from"]:
@@ -353,4 +358,5 @@ def optimizer(training: Mapping[str, Any], dense: bool = False) -> optax.Gradien
         training["clip_norm"],
         factor_rates=training["factor_rates"] and not dense,
         decay="factors" if dense else training["decay"],
+        ema=training["ema"],
     )

@@ -120,6 +120,68 @@ def vit(scale: str) -> Config:
     return config.lock()
 
 
+def dit(scale: str) -> Config:
+    """Return the config of a DiT experiment.
+
+    Args:
+      scale: small (1.1 million parameters on scikit-learn's digits, minutes on two CPU cores) or full (DiT-XL/2 on a
+        folder of latents, for a GPU).
+
+    Raises:
+      ValueError: the scale is unknown.
+    """
+    config = _everything(scale)
+    config.stages = "all,sample"
+    config.data = ConfigDict()
+    config.data.source = "latents"  # latents of an autoencoder, or pixels: digits, folder or huggingface
+    config.data.path = ""  # of class folders of latents or pictures, or of train and val that hold them
+    config.data.name = ""  # the dataset, for huggingface
+    config.data.subset = ""
+    config.data.valid_fraction = 0.02  # where the source has no split of its own
+    config.data.scale = 0.18215  # of latents: what they are multiplied by; this is Stable Diffusion's
+    config.data.flip = True  # left and right of pictures may change places
+    config.data.workers = 8  # threads that read
+    config.noise = ConfigDict()
+    config.noise.steps = 1000
+    config.noise.first = 1e-4  # beta, on a line from the first to the last step
+    config.noise.last = 0.02
+    config.noise.dropped = 0.1  # share of labels that training drops, for guidance
+    config.model = _model(
+        family="dit", size=32, patch=2, channels=4, out_channels=8, classes=1000, layers=28, heads=16, width=1152,
+        inner=4608, fused=True, dtype="bfloat16",
+    )  # fmt: skip
+    config.train = _training(steps=400000, batch=256, learning_rate=1e-4, warmup=0)
+    config.train.update(final_fraction=1.0, weight_decay=0.0, ema=0.9999, checkpoint_every=5000, log_every=100)
+    config.heal = _healing(steps=10000, batch=256, learning_rate=1e-4, warmup=200)
+    config.heal.update(weight_decay=0.0, ema=0.999, log_every=100)
+    config.factors.net = "dit_xl"
+    config.rules = (("blocks_*/attn/qkv", {}), ("blocks_*/mlp/fc1", {}), ("blocks_*/adaln", {}))
+    config.roofline.nets, config.bench.nets = "dit_xl", "own,dit_xl"
+    config.compress.update(windows=4096, batch=64)  # of the conditions that adaln sees each example has one
+    config.eval.update(windows=10000, batch=128)
+    config.sample = ConfigDict()
+    config.sample.labels = ""  # numbers of the classes to draw, commas between; empty: up to 10, evenly spread
+    config.sample.each = 4  # images of a class by each of the models
+    config.sample.batch = 32
+    config.sample.seed = 0  # of the noise, the same for all models
+    config.sample.sampler = "ddpm"  # or ddim
+    config.sample.steps = 250
+    config.sample.guidance = 4.0  # towards the label and past it; 1: with the label as it is
+    config.sample.vae = ""  # for latents: the autoencoder of diffusers, folder or hub name; empty: they stay latents
+    if scale == "small":
+        config.data.update(source="digits", flip=False, workers=2, valid_fraction=0.2)
+        config.model.update(size=8, channels=1, out_channels=2, classes=10, layers=3, heads=4, width=144, inner=576)
+        config.model.dtype = "float32"
+        config.train.update(steps=2000, batch=64, learning_rate=1e-3, warmup=50, final_fraction=0.1, ema=0.995)
+        config.train.update(log_every=50, checkpoint_every=500)
+        config.heal.update(steps=300, batch=64, learning_rate=3e-4, warmup=10, ema=0.98)
+        config.heal.update(log_every=25, checkpoint_every=150)
+        config.compress.update(windows=1024, batch=64)
+        config.eval.update(windows=1000, batch=120)
+        config.sample.update(steps=100, guidance=2.0)
+    return config.lock()
+
+
 def _language(scale: str) -> Config:
     """All fields of a language model's experiment but those of the model."""
     config = _everything(scale)
@@ -165,7 +227,8 @@ def _everything(scale: str) -> Config:
     config.seed = 0
     config.init_from = ""  # a checkpoint of the model's family, by folder or Hugging Face name; empty: from scratch
     # Which stages to run, in order: data, dense, compress, heal, continue, eval, bridge, bench, report; or all of them.
-    # Only where named: allocate (gives a budget out), roofline (predictions for GPUs that are not here).
+    # Only where named: allocate (gives a budget out), sample (draws images), roofline (predictions for GPUs that are
+    # not here); "all,roofline" is possible, too.
     config.stages = "all"
 
     config.factors = ConfigDict()
@@ -238,6 +301,7 @@ def _training(steps: int, batch: int, learning_rate: float, warmup: int) -> Conf
     training.decay = "factors"  # what decays: the factors of a kernel, or the product that they stand for
     training.factor_rates = False  # learning rates of factors by their fan-in, in units of a dense layer's
     training.clip_norm = 1.0
+    training.ema = 0.0  # what a step keeps of the average of the parameters, which is the result; 0: no average
     training.log_every = 10
     training.checkpoint_every = 500
     return training
@@ -253,4 +317,4 @@ def _healing(steps: int, batch: int, learning_rate: float, warmup: int) -> Confi
     return healing
 
 
-FAMILIES = {"gpt2": gpt2, "llama": llama, "vit": vit}
+FAMILIES = {"gpt2": gpt2, "llama": llama, "vit": vit, "dit": dit}

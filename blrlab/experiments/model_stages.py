@@ -229,7 +229,7 @@ def _fit(
         folder,
         run.say,
     )
-    train.save_params(folder / "params", jax.device_get(state.params))
+    train.save_params(folder / "params", jax.device_get(train.averaged(state.params, state.opt_state)))
 
 
 EVALUATED = {"dense": "dense", "continue": "dense_continued", "compress": "compressed", "heal": "healed"}

@@ -56,12 +56,13 @@ class Stage:
 
 STAGES = (
     Stage("data", "data.json", ("data", "init_from")),
-    Stage("dense", "params", ("model", "train", "seed"), ("data",), dense=True),
+    Stage("dense", "params", ("model", "train", "seed", "noise"), ("data",), dense=True),
     Stage("allocate", "plan.json", ("budget", "rules", "compress"), ("dense",), named_only=True),
     Stage("compress", "params", ("factors", "rules", "rules_file", "compress"), ("dense",)),
     Stage("heal", "params", ("heal",), ("compress",)),
     Stage("continue", "params", ("heal",), ("dense",), dense=True),
     Stage("eval", "records.jsonl", ("eval",), ("dense",), ("compress", "heal", "continue")),
+    Stage("sample", "samples.npz", ("sample",), ("dense",), ("compress", "heal", "continue"), named_only=True),
     Stage("bridge", "stage.json", ("machine",), ("compress",), ("heal",)),
     Stage("roofline", "records.jsonl", ("roofline",), named_only=True),
     Stage("bench", "stage.json", ("bench", "machine"), (), ("compress", "heal")),
@@ -77,17 +78,18 @@ NAMES = tuple(stage.name for stage in STAGES)
 
 
 def chosen(stages: str) -> tuple[str, ...]:
-    """Read `config.stages`: all (but those only run where named), or names with commas between, in running order.
+    """Read `config.stages`: names with commas between, in running order; all stands for those that need not be named.
 
     Raises:
       InputError: a name is unknown.
     """
-    everything = tuple(stage.name for stage in STAGES if not stage.named_only)
-    names = everything if stages.strip() == "all" else tuple(filter(None, map(str.strip, stages.split(","))))
+    names = tuple(filter(None, map(str.strip, stages.split(","))))
+    if "all" in names:
+        names += tuple(stage.name for stage in STAGES if not stage.named_only)
     if not names:
         raise InputError(f"config.stages is empty: give all, or some of {', '.join(NAMES)}.")
     for name in names:
-        one_of(name, NAMES, "stage")
+        one_of(name, (*NAMES, "all"), "stage")
     return tuple(name for name in NAMES if name in names)
 
 

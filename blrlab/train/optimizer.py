@@ -85,9 +85,7 @@ def average_params(kept: float) -> optax.GradientTransformation:
     def init(params: optax.Params) -> Average:
         return Average(jax.tree.map(jnp.copy, params))  # a step donates both
 
-    def update(
-        updates: optax.Updates, state: Average, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, Average]:
+    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
         assert params is not None
         after = optax.apply_updates(params, updates)
         return updates, Average(optax.incremental_update(after, state.params, 1 - kept))

@@ -55,6 +55,7 @@ class Task:
 
 def of(family: str) -> Task:
     """Return the task of a family of models."""
-    from blrlab.experiments.tasks import images, language
+    from blrlab.experiments.tasks import diffusion, images, language
 
-    return {"gpt2": language.TASK, "llama": language.TASK, "vit": images.TASK}[family]
+    known = {"gpt2": language.TASK, "llama": language.TASK, "vit": images.TASK}
+    return known.get(family, diffusion.TASK)  # DiT has several names, by how its checkpoints are laid out

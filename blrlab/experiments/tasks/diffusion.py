@@ -1,0 +1,140 @@
+"""Diffusion: images or latents with labels, the noise in them and its variance."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from blrlab import train
+from blrlab.data import Stream, images, latents
+from blrlab.data.images import ImageBatches
+from blrlab.data.latents import LatentBatches, Latents
+from blrlab.errors import InputError, one_of
+from blrlab.experiments.tasks import Dataset, Metric, Task
+from blrlab.models.noise import Schedule
+from blrlab.train import Objective
+
+if TYPE_CHECKING:
+    from blrlab.experiments.build import Experiment
+
+SOURCES = (*images.SOURCES, latents.SOURCE)
+WHOLE = 1.0  # the square in the middle of a picture, up to its shorter side
+
+
+def schedule(made: "Experiment") -> Schedule:
+    """Return the noise that the config gives."""
+    config = made.config.noise
+    return Schedule(config.steps, config.first, config.last)
+
+
+def _check(made: "Experiment") -> None:
+    config, model = made.config, made.model
+    one_of(config.data.source, SOURCES, "data source")
+    if config.data.source != latents.SOURCE and model.channels not in (1, 3):
+        raise InputError(f"model.channels is {model.channels}; pictures have 1 or 3, data.source=latents any number.")
+    if model.out_channels != 2 * model.channels:
+        raise InputError(
+            f"model.out_channels is {model.out_channels}; it must be {2 * model.channels}, twice model.channels: "
+            "the noise and its variance."
+        )
+    schedule(made)
+    if config.heal.distil == "logits":
+        raise InputError("heal.distil=logits compares predictions of classes, which a denoiser has not: take outputs.")
+    for field, value, least, most in (
+        ("noise.dropped", config.noise.dropped, 0.0, 1.0),
+        ("data.scale", config.data.scale, 1e-6, 1e6),
+        ("data.workers", config.data.workers, 1, 1024),
+    ):
+        if not least <= value <= most:
+            raise InputError(f"config.{field} is {value}; it must lie between {least:g} and {most:g}.")
+
+
+def _prepare(made: "Experiment", folder: Path) -> str:
+    config, model = made.config.data, made.model
+    if config.source == latents.SOURCE:
+        summary = latents.prepare(folder, config.path, config.valid_fraction).summary
+        _check_latents(tuple(summary["shape"]), model)
+    else:
+        summary = images.prepare(
+            folder,
+            config.source,
+            path=config.path if config.source == "folder" else "",
+            name=config.name if config.source == "huggingface" else "",
+            subset=config.subset if config.source == "huggingface" else "",
+            valid_fraction=config.valid_fraction,
+        ).summary
+    if len(summary["classes"]) != model.classes:
+        raise InputError(
+            f"the data has {len(summary['classes'])} classes, the model {model.classes}: set model.classes."
+        )
+    what = "latents" if config.source == latents.SOURCE else "images"
+    counts = f"{summary['train']:,} + {summary['valid']:,} {what} of {len(summary['classes'])} classes"
+    return f"{summary['source']}, {counts}, hash {summary['hash'][:12]}"
+
+
+def _check_latents(shape: tuple[int, ...], model: Any) -> None:
+    wanted = (model.channels, model.size, model.size)
+    if shape != wanted:
+        found, seen = (" x ".join(map(str, sizes)) for sizes in (shape, wanted))
+        raise InputError(f"the latents are {found}, but the model sees {seen}: set model.channels and model.size.")
+
+
+def _load(folder: Path) -> Dataset:
+    return latents.load(folder) if latents.prepared(folder) else images.load(folder)
+
+
+def _batches(made: "Experiment", dataset: Any, batch: int, seed: int) -> Stream:
+    config, model = made.config.data, made.model
+    if isinstance(dataset, Latents):
+        return LatentBatches(dataset.train, batch, seed, config.scale, config.workers)
+    return ImageBatches(
+        dataset.train,
+        model.size,
+        model.channels,
+        batch,
+        seed,
+        flip=config.flip,
+        workers=config.workers,
+        margin=WHOLE,
+    )
+
+
+def _fixed(made: "Experiment", dataset: Any, part: str, most: int) -> dict[str, np.ndarray]:
+    """Return examples of a part with a time and noise of their own, which are the same at every call.
+
+    The times are spread evenly over the examples, in no order: fewer of them than of draws tell the mean as well.
+    """
+    config, model, given = made.config.data, made.model, getattr(dataset, part)
+    if isinstance(dataset, Latents):
+        found = latents.held_out(given, most, config.scale)
+    else:
+        found = images.held_out(given, model.size, model.channels, most, WHOLE)
+    count, random = len(found["label"]), np.random.default_rng(0)
+    times = random.permutation(((np.arange(count) + 0.5) * made.config.noise.steps / count).astype(np.int32))
+    return {**found, "time": times, "noise": random.standard_normal(found["image"].shape, np.float32)}
+
+
+def _objective(made: "Experiment", training: bool) -> Objective:
+    dropped = made.config.noise.dropped if training else 0.0
+    return train.denoising(schedule(made), made.model.classes, dropped)
+
+
+def _metrics(made: "Experiment", dataset: Dataset, measured: dict[str, float], examples: Any) -> list[Metric]:
+    return [
+        ("loss", measured["loss"], "mse + vb"),
+        ("mse", measured["mse"], "per value"),
+        ("vb", measured["vb"], "bits/value"),
+    ]
+
+
+TASK = Task(
+    window=lambda made: made.model.side**2,
+    check=_check,
+    prepare=_prepare,
+    load=_load,
+    batches=_batches,
+    held_out=lambda made, dataset, most: _fixed(made, dataset, "valid", most),
+    calibration=lambda made, dataset, most: _fixed(made, dataset, "train", most),
+    objective=_objective,
+    metrics=_metrics,
+)
