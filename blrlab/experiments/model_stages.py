@@ -245,15 +245,16 @@ def evaluate(run: Run, folder: Path) -> None:
             dense = stage in ("dense", "continue")
             measured = train.evaluate(run.model(dense), run.params(stage), examples, config.batch, objective)
             metrics = made.task.metrics(made, run.dataset, measured, examples)
-            rows += _eval_records(run, name, metrics, len(jax.tree.leaves(examples)[0]), factored=not dense)
+            rows += eval_records(run, name, metrics, len(jax.tree.leaves(examples)[0]), factored=not dense)
             (_, loss, unit), (second, value, _) = metrics[:2]
             run.say(f"eval: {name:<16} {loss:.4f} {unit}, {second} {value:.3f}")
     records.rewrite(folder / "records.jsonl", rows)
 
 
-def _eval_records(
+def eval_records(
     run: Run, stage: str, metrics: Sequence[Metric], examples: int, factored: bool
 ) -> list[records.Record]:
+    """Return the records of what was measured of one model."""
     made = run.made
     shared: records.Record = {
         "kind": "eval",

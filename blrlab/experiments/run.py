@@ -68,12 +68,14 @@ def _run(argv: Sequence[str]) -> int:
     stages = chosen(config.stages)
     # Imported here so that a mistake on the command line is answered before the models have loaded.
     from blrlab import environment
-    from blrlab.experiments import budget_stage, build, kernel_stages, model_stages
+    from blrlab.experiments import budget_stage, build, kernel_stages, model_stages, sample_stage
 
     folder = folder or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     made = build.experiment(config)
     if "bench" in stages and environment.version("torch"):
         kernel_stages.check_benchmark(made)
+    if "sample" in stages:
+        sample_stage.check(made)
     machine = build.machine()
     flat = build.relevant(command.flatten(config))
     flat |= {f"machine.{field}": machine[field] for field in ("device", "jax", "torch", "triton")}
@@ -87,6 +89,7 @@ def _run(argv: Sequence[str]) -> int:
         "heal": model_stages.heal,
         "continue": model_stages.continue_dense,
         "eval": model_stages.evaluate,
+        "sample": sample_stage.sample,
         "bridge": kernel_stages.bridge,
         "roofline": kernel_stages.predict_roofline,
         "bench": kernel_stages.benchmark,
@@ -117,7 +120,9 @@ def _check_disk(workdir: Workdir, made: "build.Experiment", stages: Sequence[str
         raise InputError(f"no permission to write in {home}.")
     ahead = [stage for stage in ("dense", "heal", "continue") if stage in stages and not workdir.done(stage)]
     if ahead:
-        copies = 2 * 3 + len(ahead)  # two checkpoints of parameters and both moments, and each stage's result
+        averages = any(made.config[phase].ema for phase in ("train", "heal"))
+        # Two checkpoints of parameters, both moments and perhaps an average, and each stage's result.
+        copies = 2 * (3 + averages) + len(ahead)
         needed = 4 * copies * compress.parameter_count(made.dense_shapes)
         free = shutil.disk_usage(home).free
         if free < needed:

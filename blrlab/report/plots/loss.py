@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import accumulate
 
 from blrlab.report import words
-from blrlab.report.groups import Run, finite, mapping
+from blrlab.report.groups import Run, finite, mapping, text
 from blrlab.report.plots.axes import Box, Scale, frame, name_lines, panels, x_axis, y_axis
 from blrlab.report.plots.canvas import Canvas, text_width
 from blrlab.report.plots.style import STAGE_COLOURS, WIDE
@@ -170,5 +170,8 @@ def _axes(canvas: Canvas, box: Box, x: Scale, y: Scale, title: str, run: Run, ou
     unit = mapping(run.env.get("data")).get("unit")
     frame(canvas, box, title)
     x_axis(canvas, box, x, x.ticks(6), lambda v: f"{v:,g}", "optimizer step")
+    evaluated = next((text(row.get("unit"), "") for row in run.of("eval", metric="loss")), "")
     label = f"loss (nats per {unit})" if unit else "loss (nats)"
+    if evaluated and not evaluated.startswith("nats"):
+        label = f"loss ({evaluated})"
     y_axis(canvas, box, y, y.ticks(6), lambda v: f"{v:g}", label if outer else "")

@@ -35,6 +35,9 @@ class Quality:
     bits_per_byte: float | None
     top1: float | None
     top5: float | None
+    mse: float | None
+    vb: float | None
+    fid: float | None
     parameters: float | None
     change: float | None
     layer_factor: float | None
@@ -143,6 +146,9 @@ def _quality(run: Run, stage: str, variant: Variant, rows: list[Record], dense: 
         bits_per_byte=bits,
         top1=finite(by_metric.get("top1", {}).get("value")),
         top5=finite(by_metric.get("top5", {}).get("value")),
+        mse=finite(by_metric.get("mse", {}).get("value")),
+        vb=finite(by_metric.get("vb", {}).get("value")),
+        fid=finite(by_metric.get("fid", {}).get("value")),
         parameters=_parameters(run, stage, variant),
         change=None if loss is None or dense is None or stage == "dense" else loss - dense,
         layer_factor=layer_factor,

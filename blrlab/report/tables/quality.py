@@ -7,6 +7,8 @@ from blrlab.report.groups import Run, finite, labels, text
 from blrlab.report.summary.quality import Quality, quality_rows, splits
 from blrlab.report.tables.table import Column, Table
 
+DENOISING = "mse + vb"  # the unit of a denoiser's loss
+
 
 def quality_tables(data_hash: str, device: str, runs: list[Run]) -> list[Table]:
     """Return the tables of one (data hash, device) section; none where nothing was evaluated."""
@@ -21,12 +23,12 @@ def quality_tables(data_hash: str, device: str, runs: list[Run]) -> list[Table]:
 
 
 def _windows(split: str, runs: list[Run]) -> str:
-    counts = {
-        finite(r.get("examples")) for run in runs for r in run.of("eval") if text(r.get("split"), "valid") == split
-    }
+    rows = [r for run in runs for r in run.of("eval") if r.get("metric") != "fid"]  # which has images of its own
+    counts = {finite(r.get("examples")) for r in rows if text(r.get("split"), "valid") == split}
     known = [c for c in counts if c is not None]
     units = {text(r.get("unit"), "") for run in runs for r in run.of("eval", metric="loss")}
-    return f", {words.span(known)} {'images' if 'nats/image' in units else 'windows'}" if known else ""
+    of_images = units & {"nats/image", DENOISING}
+    return f", {words.span(known)} {'images' if of_images else 'windows'}" if known else ""
 
 
 def _table(title: str, unit: str, runs: list[tuple[str, list[Quality]]]) -> Table:
@@ -36,7 +38,9 @@ def _table(title: str, unit: str, runs: list[tuple[str, list[Quality]]]) -> Tabl
         breaks.add(len(rows))
         rows += [(label, *_cells(row)) for row in found]
     per = next((r.perplexity_unit for _, found in runs for r in found if r.perplexity_unit), "")
-    measures = (f"perplexity\n{per}".rstrip(), "bits\nper byte", "top-1", "top-5")
+    of_text, of_classes = (f"perplexity\n{per}".rstrip(), "bits\nper byte"), ("top-1", "top-5")
+    of_noise = ("noise\nMSE", "bound\nbits/value", "FID")
+    measures = of_text + of_classes + of_noise
     columns = (
         Column("run", 0, False, group=True),
         Column("stage", 0, False),
@@ -50,8 +54,9 @@ def _table(title: str, unit: str, runs: list[tuple[str, list[Quality]]]) -> Tabl
     )
     table = Table(title, columns, tuple(rows), frozenset(breaks))
     # Text has no right answers, images no perplexity; all else is shown, empty or not.
-    answered = any(row.top1 is not None for _, found in runs for row in found)
-    table = table.without(title for title in (measures if answered else measures[2:]) if _empty(table, title))
+    answered = unit == DENOISING or any(row.top1 is not None for _, found in runs for row in found)
+    optional = measures if answered else of_classes + of_noise
+    table = table.without(title for title in optional if _empty(table, title))
     return table.without(["run"]) if len(runs) == 1 else table
 
 
@@ -72,6 +77,9 @@ def _cells(row: Quality) -> tuple[str, ...]:
         words.loss(row.bits_per_byte),
         words.MISSING if row.top1 is None else f"{100 * row.top1:.1f} %",
         words.MISSING if row.top5 is None else f"{100 * row.top5:.1f} %",
+        words.loss(row.mse),
+        words.loss(row.vb),
+        words.loss(row.fid),
         words.count(row.parameters),
         words.factor(row.model_factor),
     )

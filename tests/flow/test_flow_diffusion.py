@@ -1,0 +1,292 @@
+"""An experiment on DiT: from images or latents to samples and a report, tiny; what it draws, and what it refuses."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+
+from blrlab import records
+from blrlab.data import images
+from blrlab.experiments import command, fid, run
+from blrlab.experiments.decoding import pixels
+
+Image = pytest.importorskip("PIL.Image")
+pytest.importorskip("sklearn")
+
+TINY = {
+    "model.width": 24,
+    "model.inner": 48,
+    "model.layers": 1,
+    "model.heads": 2,
+    "model.patch": 4,
+    "train.steps": 6,
+    "train.batch": 8,
+    "train.warmup": 1,
+    "train.log_every": 2,
+    "train.checkpoint_every": 2,
+    "train.ema": 0.5,
+    "heal.steps": 4,
+    "heal.batch": 8,
+    "heal.warmup": 1,
+    "heal.log_every": 2,
+    "heal.checkpoint_every": 2,
+    "heal.ema": 0.5,
+    "compress.windows": 48,
+    "compress.batch": 24,
+    "eval.windows": 20,
+    "eval.batch": 8,
+    "sample.each": 2,
+    "sample.batch": 16,
+    "sample.steps": 3,
+    "factors.blocks": 2,
+    "factors.rank": 4,
+    "bench.impls": "xla",
+    "bench.nets": "own",
+    "bench.seconds": 0.001,
+}
+
+
+def flags(config="dit_xl_monarch", **fields):
+    given = TINY | fields
+    return [f"--config=configs/{config}.py:small", *(f"--config.{name}={value}" for name, value in given.items())]
+
+
+def rows(folder, kind):
+    return [row for row in records.read(folder / "records.jsonl") if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work") / "run"
+    assert run.main([*flags(), f"--workdir={folder}"]) == 0
+    return folder
+
+
+def test_a_run_leaves_records_samples_and_a_report(finished):
+    found = {(row["stage"], row["metric"]): row for row in rows(finished, "eval")}
+    stages = ("dense", "dense_continued", "compressed", "healed")
+    assert set(found) == {(stage, metric) for stage in stages for metric in ("loss", "mse", "vb")}
+    for stage in stages:
+        loss, mse, vb = (found[stage, metric]["value"] for metric in ("loss", "mse", "vb"))
+        assert loss == pytest.approx(mse + vb, rel=1e-5)
+        assert found[stage, "loss"]["examples"] == 20
+    assert [row["path"] for row in rows(finished, "compress")] == [
+        "blocks_0/adaln", "blocks_0/attn/qkv", "blocks_0/mlp/fc1", "*",
+    ]  # fmt: skip
+    assert all("images_per_s" in row for row in rows(finished, "train"))
+    page = (finished / "report.html").read_text()
+    assert "bits/value" in page
+    assert "loss (mse + vb)" in page
+
+
+def test_all_models_draw_from_the_same_noise(finished):
+    drawn = np.load(finished / "sample" / "samples.npz")
+    assert drawn["label"].tolist() == [label for label in range(10) for _ in range(2)]
+    assert set(drawn) == {"label", "dense", "dense_continued", "compressed", "healed"}
+    for name in set(drawn) - {"label"}:
+        assert drawn[name].shape == (20, 8, 8, 1)
+        assert np.isfinite(drawn[name]).all()
+    # Six steps leave the model near its start, which foresees the same from the same noise.
+    apart = np.abs(drawn["dense"] - drawn["compressed"]).mean()
+    assert 0 < apart < 0.5 * np.abs(drawn["dense"] - np.roll(drawn["dense"], 1, axis=0)).mean()
+    with Image.open(finished / "samples.png") as sheet:
+        assert sheet.size == (34 + 4 * (2 * 50 + 12), 18 + 10 * 50)
+
+
+def test_a_change_of_sampling_draws_again_and_trains_nothing(finished, capsys):
+    changed = flags(**{"sample.sampler": "ddim", "sample.guidance": 1, "sample.labels": "3, 7", "stages": "sample"})
+    before = (finished / "samples.png").read_bytes()
+    assert run.main([*changed, f"--workdir={finished}"]) == 0
+    out = capsys.readouterr().out
+    assert "running again from sample on" in out
+    assert "step 6/6" not in out
+    assert np.load(finished / "sample" / "samples.npz")["label"].tolist() == [3, 3, 7, 7]
+    assert (finished / "samples.png").read_bytes() != before
+
+
+def test_a_killed_run_goes_on_to_the_same_average(finished, tmp_path, monkeypatch):
+    """The average is what is saved, so a result of the same bits means that it was restored."""
+    arguments = [*flags(stages="data,dense,compress,heal"), f"--workdir={tmp_path / 'run'}"]
+
+    def kill(*given):
+        monkeypatch.setattr("blrlab.records.append", append)
+        raise KeyboardInterrupt
+
+    append = records.append
+    for _ in range(2):  # in dense, then in heal
+        monkeypatch.setattr("blrlab.records.append", lambda path, row: (append(path, row), row["step"] == 4 and kill()))
+        assert run.main(arguments) == run.EXIT_STOPPED
+    assert run.main(arguments) == 0
+    for stage in ("dense", "heal"):
+        one, other = (
+            [row["loss"] for row in records.read(folder / stage / "records.jsonl")]
+            for folder in (finished, tmp_path / "run")
+        )
+        assert one == other
+    shapes = opened(finished), opened(tmp_path / "run")
+    for stage in ("dense", "heal"):
+        one, other = (tree_bytes(each.params(stage)) for each in shapes)
+        assert one == other
+
+
+def opened(folder):
+    from blrlab.experiments import build, model_stages
+    from blrlab.experiments.workdir import Workdir
+
+    config = command.load(flags())[0]
+    flat = build.relevant(command.flatten(config))
+    return model_stages.Run("x", "small", build.experiment(config), Workdir(folder, flat, ()), print)
+
+
+def tree_bytes(tree):
+    import jax
+
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+
+
+def test_without_an_average_the_result_is_another(finished, tmp_path):
+    arguments = [*flags(stages="data,dense,eval", **{"train.ema": 0.0}), f"--workdir={tmp_path / 'run'}"]
+    assert run.main(arguments) == 0
+    losses = [
+        [row["loss"] for row in rows(folder, "train") if row["phase"] == "dense"]
+        for folder in (finished, tmp_path / "run")
+    ]
+    assert losses[0] == losses[1]
+    values = [next(row["value"] for row in rows(folder, "eval")) for folder in (finished, tmp_path / "run")]
+    assert values[0] != values[1]
+
+
+def _latents(root):
+    random = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        np.save(root / name / "all.npy", random.normal(size=(20, 4, 8, 8)).astype(np.float32))
+    return root
+
+
+LATENTS = {
+    "data.source": "latents",
+    "data.scale": 0.5,
+    "model.channels": 4,
+    "model.out_channels": 8,
+    "model.classes": 2,
+    "stages": "data,dense,compress,eval,sample",
+}
+
+
+def test_latents_stay_latents_without_an_autoencoder(tmp_path, capsys):
+    given = flags("dit_xl_blast", **LATENTS, **{"data.path": _latents(tmp_path / "pets")})
+    assert run.main([*given, f"--workdir={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    assert "32 + 8 latents of 2 classes" in out
+    assert "no picture, sample.vae names no autoencoder" in out
+    assert np.load(tmp_path / "run" / "sample" / "samples.npz")["dense"].shape == (4, 8, 8, 4)
+    assert not (tmp_path / "run" / "samples.png").exists()
+    diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
+    torch.manual_seed(0)
+    model = diffusers.AutoencoderKL(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2)  # fmt: skip
+    model.save_pretrained(tmp_path / "vae")
+    drawing = [f"--workdir={tmp_path / 'run'}", "--config.stages=sample", f"--config.sample.vae={tmp_path / 'vae'}"]
+    assert run.main([*given, *drawing]) == 0
+    with Image.open(tmp_path / "run" / "samples.png") as opened_sheet:
+        sheet = np.asarray(opened_sheet)
+    drawn = np.load(tmp_path / "run" / "sample" / "samples.npz")["dense"]
+    with torch.no_grad():
+        wanted = model.eval().decode(torch.from_numpy(drawn[:1]).movedim(-1, 1) / 0.5).sample[0].movedim(0, -1)
+    # An image of 16 x 16 is drawn three times as large, at the first place.
+    np.testing.assert_allclose(sheet[18 : 18 + 48 : 3, 34 : 34 + 48 : 3], pixels(wanted.numpy()), atol=1)
+    assert run.main([*given, *drawing[:2], f"--config.sample.vae={tmp_path / 'pets'}"]) == 2
+    assert "is no autoencoder that diffusers can load" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"model.out_channels": 1}, "model.out_channels is 1; it must be 2, twice model.channels"),
+        ({"model.classes": 9}, "the data has 10 classes, the model 9"),
+        ({"model.channels": 2, "model.out_channels": 4}, "model.channels is 2; pictures have 1 or 3"),
+        ({"data.source": "latent"}, 'Did you mean "latents"'),
+        ({"data.source": "latents"}, 'no folder of latents at ""'),
+        ({"data.source": "folder"}, 'no folder of images at ""'),
+        ({"data.scale": 0}, "config.data.scale is 0"),
+        ({"noise.steps": 0}, "the noise has 0 steps"),
+        ({"noise.last": 1.0}, "a beta of the noise is 1.0"),
+        ({"noise.dropped": 1.5}, "config.noise.dropped is 1.5"),
+        ({"train.ema": 1.0}, "config.train.ema is 1.0"),
+        ({"heal.ema": -0.5}, "config.heal.ema is -0.5"),
+        ({"heal.distil": "logits"}, "which a denoiser has not: take outputs"),
+        ({"sample.sampler": "dpm"}, 'unknown sample.sampler "dpm"'),
+        ({"sample.steps": 1001}, "1001 steps cannot be taken from a noise of 1000"),
+        ({"sample.labels": "1,10"}, 'sample.labels is numbers of classes, 0 to 9, commas between; not "1,10"'),
+        ({"sample.each": 0}, "config.sample.each is 0"),
+        ({"sample.guidance": -1}, "config.sample.guidance is -1"),
+        ({"model.size": 7}, "patch of 4 does not divide its size of 7"),
+        ({"model.family": "dti"}, 'Did you mean "dit"'),
+        ({"train.batch": 5000}, "training images, less than one batch of 5000"),
+    ],
+    ids=str,
+)
+def test_what_a_dit_cannot_have(tmp_path, fields, said, capsys):
+    given = flags(**{"stages": "data,dense,compress,sample", **fields})
+    assert run.main([*given, f"--workdir={tmp_path / 'run'}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_latents_of_another_size_are_refused(tmp_path, capsys):
+    given = flags(**LATENTS, **{"data.path": _latents(tmp_path / "pets"), "model.size": 16})
+    assert run.main([*given, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "the latents are 4 x 8 x 8, but the model sees 4 x 16 x 16" in capsys.readouterr().err
+
+
+def test_other_models_draw_nothing(tmp_path, capsys):
+    assert run.main(["--config=configs/gpt2_monarch.py:small", "--config.stages=all,sample"]) == 2
+    assert "draws images, which a gpt2 does not" in capsys.readouterr().err
+
+
+class Distance:
+    """What torchmetrics' distance is asked to do, with means of pixels in the place of features."""
+
+    def reset(self):
+        self.seen = {True: [], False: []}
+
+    def update(self, pictures, real):
+        assert str(pictures.dtype) == "torch.uint8"
+        assert pictures.shape[1:] == (3, 8, 8)
+        self.seen[real].append(pictures.double().mean(dim=(1, 2, 3)))
+
+    def compute(self):
+        import torch
+
+        real, drawn = (torch.cat(self.seen[side]) for side in (True, False))
+        assert (len(real), len(drawn)) == (70, 70)
+        return real.mean()
+
+
+def test_the_distance_is_skipped_with_its_reason_or_recorded(finished, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    arguments = [*flags(stages="sample", **{"sample.fid": 12}), f"--workdir={finished}"]
+    assert run.main(arguments) == 0
+    assert "FID skipped: torchmetrics" in capsys.readouterr().out
+    assert rows(finished / "sample", "eval") == []
+    for name in ("torchmetrics", "torchmetrics.image", "torchmetrics.image.fid"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(FrechetInceptionDistance=Distance))
+    assert run.main([*arguments, "--config.sample.fid=70"]) == 0
+    found = rows(finished / "sample", "eval")
+    assert [(row["stage"], row["metric"], row["examples"]) for row in found] == [
+        (stage, "fid", 70) for stage in ("dense", "dense_continued", "compressed", "healed")
+    ]
+    held = images.held_out(images.load(finished / "data").valid, 8, 1, 70)["image"]
+    assert found[0]["unit"] == "to 70 images"
+    assert found[0]["value"] == pytest.approx(pixels(held).mean())
+
+    def absent():
+        raise ModuleNotFoundError("FrechetInceptionDistance requires that Torch-fidelity is installed")
+
+    broken = types.SimpleNamespace(FrechetInceptionDistance=absent)
+    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", broken)
+    assert fid.measure_or_reason() == (None, "FrechetInceptionDistance requires that Torch-fidelity is installed")
