@@ -125,7 +125,9 @@ def _own_groups(run: Run, tokens: Sequence[int], dtype: str) -> list:
 
     if not run.workdir.done("compress"):
         raise InputError("bench.nets names the model's own layers: run the stage compress first, or name other nets.")
-    params = run.params(latest_factored(run))
+    params, net = run.params(latest_factored(run)), run.made.config.factors.net
+    # What is published for one token, such as a condition of an image, has one here, too.
+    single = {layer.name for layer in shapes.LAYERS if layer.net == net and layer.tokens == 1}
     first: dict[tuple[str, factors.Spec], str] = {}
     for path, spec in run.made.specs.items():
         if spec.format != "dense":
@@ -133,7 +135,8 @@ def _own_groups(run: Run, tokens: Sequence[int], dtype: str) -> list:
     groups = []
     for seed, ((name, _), path) in enumerate(first.items()):
         kernel = jax.tree.map(lambda leaf: leaf.astype(dtype), _kernel(params, path))
-        groups += [given_group(build.OWN, name, to_torch(kernel), n or run.made.window, seed) for n in tokens]
+        own = 1 if compress.called(path, net) in single else run.made.window
+        groups += [given_group(build.OWN, name, to_torch(kernel), n or own, seed) for n in tokens]
     return groups
 
 

@@ -189,3 +189,15 @@ def test_evaluation_sees_the_middle():
 def test_there_is_something_to_evaluate_on():
     with pytest.raises(InputError, match="no image is held out"):
         held_out(_pictures(0), 8, 3, most=4)
+
+
+def test_the_middle_is_cut_out_where_a_margin_is_given():
+    """Red grows to the right over 200 pixels: of the 100 in the middle half is 3/8 to 5/8 of it."""
+    pictures = _pictures(10, (200, 100))
+    for margin, low, high in ((0.5, 75, 125), (1.0, 50, 150)):
+        given = next(ImageBatches(pictures, 8, 3, 4, seed=0, flip=False, margin=margin))["image"][..., 0]
+        kept = held_out(pictures, 8, 3, 4, margin)["image"][..., 0]
+        np.testing.assert_array_equal(given, kept)
+        share = (given + 1) / 2
+        assert share[:, :, 0].max() == pytest.approx(low / 200, abs=0.06)
+        assert share[:, :, -1].min() == pytest.approx(high / 200, abs=0.06)

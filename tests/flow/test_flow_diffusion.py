@@ -1,14 +1,16 @@
 """An experiment on DiT: from images or latents to samples and a report, tiny; what it draws, and what it refuses."""
 
+import shutil
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
-from blrlab import records
+from blrlab import records, train
 from blrlab.data import images
-from blrlab.experiments import command, fid, run
+from blrlab.experiments import build, command, fid, run, workdir
 from blrlab.experiments.decoding import pixels
 
 Image = pytest.importorskip("PIL.Image")
@@ -105,44 +107,34 @@ def test_a_change_of_sampling_draws_again_and_trains_nothing(finished, capsys):
     assert (finished / "samples.png").read_bytes() != before
 
 
-def test_a_killed_run_goes_on_to_the_same_average(finished, tmp_path, monkeypatch):
+def test_a_killed_healing_goes_on_to_the_same_average(finished, tmp_path, monkeypatch, capsys):
     """The average is what is saved, so a result of the same bits means that it was restored."""
-    arguments = [*flags(stages="data,dense,compress,heal"), f"--workdir={tmp_path / 'run'}"]
-
-    def kill(*given):
-        monkeypatch.setattr("blrlab.records.append", append)
-        raise KeyboardInterrupt
-
+    copy = tmp_path / "run"
+    shutil.copytree(finished, copy)
+    shutil.rmtree(copy / "heal")
+    arguments = [*flags(stages="heal"), f"--workdir={copy}"]
     append = records.append
-    for _ in range(2):  # in dense, then in heal
-        monkeypatch.setattr("blrlab.records.append", lambda path, row: (append(path, row), row["step"] == 4 and kill()))
-        assert run.main(arguments) == run.EXIT_STOPPED
+
+    def killed(path, row):
+        append(path, row)
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("blrlab.records.append", killed)
+    assert run.main(arguments) == run.EXIT_STOPPED
+    assert "heal: done" not in capsys.readouterr().out
+    monkeypatch.setattr("blrlab.records.append", append)
     assert run.main(arguments) == 0
-    for stage in ("dense", "heal"):
-        one, other = (
-            [row["loss"] for row in records.read(folder / stage / "records.jsonl")]
-            for folder in (finished, tmp_path / "run")
-        )
-        assert one == other
-    shapes = opened(finished), opened(tmp_path / "run")
-    for stage in ("dense", "heal"):
-        one, other = (tree_bytes(each.params(stage)) for each in shapes)
-        assert one == other
+    assert "heal: going on from step 2" in capsys.readouterr().out
+    found = [_params(folder) for folder in (finished, copy)]
+    assert [leaf.tobytes() for leaf in found[0]] == [leaf.tobytes() for leaf in found[1]]
 
 
-def opened(folder):
-    from blrlab.experiments import build, model_stages
-    from blrlab.experiments.workdir import Workdir
-
-    config = command.load(flags())[0]
-    flat = build.relevant(command.flatten(config))
-    return model_stages.Run("x", "small", build.experiment(config), Workdir(folder, flat, ()), print)
-
-
-def tree_bytes(tree):
-    import jax
-
-    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)]
+def _params(folder):
+    """What healing left, as numbers."""
+    made = build.experiment(command.load(flags())[0])
+    params = train.load_params(folder / "heal" / "params", made.factored_shapes)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 
 
 def test_without_an_average_the_result_is_another(finished, tmp_path):
@@ -155,6 +147,25 @@ def test_without_an_average_the_result_is_another(finished, tmp_path):
     assert losses[0] == losses[1]
     values = [next(row["value"] for row in rows(folder, "eval")) for folder in (finished, tmp_path / "run")]
     assert values[0] != values[1]
+
+
+def test_an_average_that_is_off_is_no_part_of_a_result():
+    config = command.load(["--config=configs/gpt2_monarch.py:small"])[0]
+    assert not [name for name in build.relevant(command.flatten(config)) if name.endswith(".ema")]
+    config = command.load(["--config=configs/dit_xl_monarch.py:small"])[0]
+    assert {"train.ema", "heal.ema"} < set(build.relevant(command.flatten(config)))
+
+
+def test_all_stages_and_one_more():
+    every = workdir.chosen("all")
+    assert not {"sample", "roofline", "allocate"} & set(every)
+    assert workdir.chosen("sample, all") == (*every[:6], "sample", *every[6:])
+    assert every[5] == "eval"
+
+
+def test_a_condition_is_one_token_of_the_model_s_own_layers(finished):
+    timed = {row["layer"]: row["tokens"] for row in rows(finished, "bench")}
+    assert timed == {"qkv": 4, "fc1": 4, "adaln": 1}
 
 
 def _latents(root):
@@ -171,12 +182,12 @@ LATENTS = {
     "model.channels": 4,
     "model.out_channels": 8,
     "model.classes": 2,
-    "stages": "data,dense,compress,eval,sample",
+    "stages": "data,dense,eval,sample",
 }
 
 
 def test_latents_stay_latents_without_an_autoencoder(tmp_path, capsys):
-    given = flags("dit_xl_blast", **LATENTS, **{"data.path": _latents(tmp_path / "pets")})
+    given = flags("dit_xl_low_rank", **LATENTS, **{"data.path": _latents(tmp_path / "pets")})
     assert run.main([*given, f"--workdir={tmp_path / 'run'}"]) == 0
     out = capsys.readouterr().out
     assert "32 + 8 latents of 2 classes" in out
