@@ -124,7 +124,7 @@ def dit(scale: str) -> Config:
     """Return the config of a DiT experiment.
 
     Args:
-      scale: small (1.1 million parameters on scikit-learn's digits, minutes on two CPU cores) or full (DiT-XL/2 on a
+      scale: small (1.2 million parameters on scikit-learn's digits, minutes on two CPU cores) or full (DiT-XL/2 on a
         folder of latents, for a GPU).
 
     Raises:

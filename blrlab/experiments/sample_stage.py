@@ -67,13 +67,13 @@ def sample(run: Run, folder: Path) -> None:
     """Draw the same labels with the same noise by every model, and make one picture of them."""
     made, config = run.made, run.made.config.sample
     wanted = np.repeat(labels(made), config.each)
+    decode, reason = decoding.decoder(made)
     drawn = {}
     for stage, name in EVALUATED.items():
         if run.workdir.done(stage):
             drawn[name] = draw(run, stage, wanted, config.seed)
             run.say(f"sample: {name}, {len(wanted)} images in {config.steps} steps of {config.sampler}")
     np.savez(folder / "samples.npz", label=wanted, **drawn)
-    decode, reason = decoding.decoder(made)
     again = functools.partial(draw, run)
     records.rewrite(folder / "records.jsonl", fid.rows(run, list(drawn), again, decode, reason) if config.fid else [])
     if decode is None:

@@ -12,6 +12,7 @@ from blrlab import records, train
 from blrlab.data import images
 from blrlab.experiments import build, command, fid, run, workdir
 from blrlab.experiments.decoding import pixels
+from blrlab.models import dit, hf
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("sklearn")
@@ -210,6 +211,20 @@ def test_latents_stay_latents_without_an_autoencoder(tmp_path, capsys):
     np.testing.assert_allclose(sheet[18 : 18 + 48 : 3, 34 : 34 + 48 : 3], pixels(wanted.numpy()), atol=1)
     assert run.main([*given, *drawing[:2], f"--config.sample.vae={tmp_path / 'pets'}"]) == 2
     assert "is no autoencoder that diffusers can load" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["DiTTransformer2DModel", "dit_original"])
+def test_a_pretrained_dit_is_compressed_and_learns_from_its_blocks(tmp_path, name):
+    shift = int(name != "dit_original")
+    sizes = dit.Config(8, 4, 1, 2, 10, 1, 2, 24, 96, frequency_shift=shift)
+    family = hf.FAMILIES[name]
+    hf.save(tmp_path / "dit", family, sizes, family.init(sizes, jax.random.key(0)))
+    stages = "data,dense,compress,heal" if shift else "data,dense"
+    fields = {"init_from": tmp_path / "dit", "heal.distil": "outputs", "stages": stages, "compress.mode": "plain"}
+    assert run.main([*flags(**fields), f"--workdir={tmp_path / 'run'}"]) == 0
+    rows_of = records.read(tmp_path / "run" / "heal" / "records.jsonl") if shift else []
+    assert all(row["distil_loss"] >= 0 and row["loss"] > 0 for row in rows_of)
+    assert len(rows_of) == 2 * shift
 
 
 @pytest.mark.parametrize(

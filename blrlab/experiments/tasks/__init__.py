@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from blrlab.data import Stream
+from blrlab.models.hf import dit
 from blrlab.train import Objective
 
 if TYPE_CHECKING:
@@ -57,5 +58,6 @@ def of(family: str) -> Task:
     """Return the task of a family of models."""
     from blrlab.experiments.tasks import diffusion, images, language
 
+    laid_out = (dit.FAMILY, dit.OLDER, dit.ORIGINAL)  # DiT has a name for every layout of its checkpoints
     known = {"gpt2": language.TASK, "llama": language.TASK, "vit": images.TASK}
-    return known.get(family, diffusion.TASK)  # DiT has several names, by how its checkpoints are laid out
+    return {**known, **{each.name: diffusion.TASK for each in laid_out}}[family]
