@@ -48,6 +48,8 @@ def check(made: Experiment) -> None:
     ):
         if not least <= config[field] <= most:
             raise InputError(f"config.sample.{field} is {config[field]}; it must lie between {least:g} and {most:g}.")
+    if config.fid == 1:
+        raise InputError("config.sample.fid is 1; a distance needs at least 2 images, and 0 measures none.")
 
 
 def labels(made: Experiment) -> list[int]:

@@ -71,7 +71,7 @@ STAGES = (
         "../report.html",
         (),
         (),
-        ("data", "dense", "allocate", "compress", "heal", "continue", "eval", "roofline", "bench"),
+        ("data", "dense", "allocate", "compress", "heal", "continue", "eval", "sample", "roofline", "bench"),
     ),
 )
 NAMES = tuple(stage.name for stage in STAGES)

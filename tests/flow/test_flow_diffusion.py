@@ -248,6 +248,7 @@ def test_a_pretrained_dit_is_compressed_and_learns_from_its_blocks(tmp_path, nam
         ({"sample.labels": "1,10"}, 'sample.labels is numbers of classes, 0 to 9, commas between; not "1,10"'),
         ({"sample.each": 0}, "config.sample.each is 0"),
         ({"sample.guidance": -1}, "config.sample.guidance is -1"),
+        ({"sample.fid": 1}, "config.sample.fid is 1; a distance needs at least 2 images"),
         ({"model.size": 7}, "patch of 4 does not divide its size of 7"),
         ({"model.family": "dti"}, 'Did you mean "dit"'),
         ({"train.batch": 5000}, "training images, less than one batch of 5000"),
