@@ -31,7 +31,7 @@ def fingerprints(folder, *flags):
 )
 def test_only_healing_depends_on_the_teacher_and_on_how_factors_are_trained(tmp_path, flags, changed):
     before, after = fingerprints(tmp_path), fingerprints(tmp_path, *(f"--config.{flag}" for flag in flags))
-    on_healing = {"eval", "bridge", "bench"} if changed else set()
+    on_healing = {"eval", "sample", "bridge", "bench"} if changed else set()
     assert {name for name in before if before[name] != after[name]} - on_healing == changed
     # What is changed once more is another result once more.
     if changed and "temperature" in flags[-1]:
