@@ -336,8 +336,9 @@ def test_a_hub_name_is_downloaded_without_pickles(monkeypatch, tmp_path, checkpo
     hub = pytest.importorskip("huggingface_hub")
     asked = {}
 
-    def download(name, allow_patterns):
+    def download(name, allow_patterns, ignore_patterns):
         asked[name] = allow_patterns
+        assert "vae/*" in ignore_patterns
         return str(checkpoints / "single")
 
     monkeypatch.setattr(hub, "snapshot_download", download)
@@ -347,6 +348,14 @@ def test_a_hub_name_is_downloaded_without_pickles(monkeypatch, tmp_path, checkpo
     assert name == "openai-community/gpt2"
     assert {"config.json", "*.safetensors", "*.safetensors.index.json"} <= set(patterns)
     assert not any(pattern.endswith((".bin", ".pt", "*")) for pattern in patterns)
+
+
+def test_of_a_pipeline_the_denoiser_is_found(tmp_path, monkeypatch):
+    (tmp_path / "pipeline/transformer").mkdir(parents=True)
+    (tmp_path / "pipeline/model_index.json").write_text("{}")
+    assert hf.find(str(tmp_path / "pipeline")) == tmp_path / "pipeline/transformer"
+    (tmp_path / "pipeline/config.json").write_text("{}")  # a model of its own
+    assert hf.find(str(tmp_path / "pipeline")) == tmp_path / "pipeline"
 
 
 def test_a_folder_of_a_hub_name_comes_first(monkeypatch, tmp_path):

@@ -280,6 +280,9 @@ def test_a_factored_model_is_written_and_read(tmp_path, config, specs):
     layers = json.loads((tmp_path / "factored" / "blrlab.json").read_text())["layers"]
     start = "vit.encoder.layer.0.attention.attention"
     assert ({f"{start}.qkv"} if config.fused else {f"{start}.query", f"{start}.key"}) <= set(layers)
+    assert hf.describe(tmp_path / "factored")[1].fused is config.fused
+    with pytest.raises(InputError, match=f"take fused={config.fused}"):
+        hf.describe(tmp_path / "factored", fused=not config.fused)
 
 
 @functools.cache

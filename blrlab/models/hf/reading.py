@@ -25,13 +25,16 @@ Place = tuple[str, int]  # a parameter's path, and which of its tensors
 def config(folder: Path, families: Mapping[str, Family], **changes: Any) -> tuple[Family, Any]:
     """Read which family a checkpoint is of, and its sizes.
 
+    Whether q, k and v are one layer is up to the caller, but for a checkpoint that has factored either.
+
     Args:
       folder: of the checkpoint.
       families: {model_type: family}.
       **changes: fields of the config that are the caller's, such as dtype; those that a family has not are left out.
 
     Raises:
-      InputError: `config.json` is missing or damaged, or describes another architecture.
+      InputError: `config.json` is missing or damaged, or describes another architecture; or q, k and v are factored
+        otherwise than `fused` wants.
     """
     given, path = folders.described(folder), folder / folders.CONFIG
     try:
@@ -39,11 +42,24 @@ def config(folder: Path, families: Mapping[str, Family], **changes: Any) -> tupl
         family = families[one_of(str(name), families, "model_type")]
         found = family.read(given)
         known = {field.name for field in dataclasses.fields(found)}
-        return family, dataclasses.replace(found, **{field: changes[field] for field in changes if field in known})
+        own = {field: changes[field] for field in changes if field in known}
+        found = dataclasses.replace(found, **own)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    fused = _fused(folder) if "fused" in known else None
+    if fused is None:
+        return family, found
+    if own.get("fused", fused) != fused:
+        raise InputError(f"{folder}: q, k and v are factored {'as one layer' if fused else 'apart'}, take {fused=}.")
+    return family, dataclasses.replace(found, fused=fused)
+
+
+def _fused(folder: Path) -> bool | None:
+    """Say whether queries, keys and values are factored as one layer; None where they are not factored."""
+    last = {name.rpartition(".")[2] for name in folders.factored(folder)}
+    return True if "qkv" in last else False if last & {"query", "key", "value", "to_q", "to_k", "to_v"} else None
 
 
 def load(folder: Path, family: Family, config: Any, dtype: Any = jnp.float32) -> tuple[dict[str, Any], dict[str, Spec]]:

@@ -28,7 +28,6 @@ from blrlab.models.hf.family import FACTORS, Family, Source
 from blrlab.models.hf.reading import factored_name, source_of
 from blrlab.models.hf.stored import Content
 
-LAYERS = "blrlab.json"
 SHARD_BYTES = 5 << 30
 
 
@@ -73,7 +72,7 @@ def save(
         _write_json(index, {"metadata": {"total_size": total}, "weight_map": placed})
     if specs:
         formats = {name: factors.described(spec) for name, spec in layers.items()}
-        _write_json(folder / LAYERS, {"version": 1, "layers": formats})
+        _write_json(folder / folders.LAYERS, {"version": 1, "layers": formats})
     _write_json(folder / folders.CONFIG, {**told, "torch_dtype": _name(params, dtype)})
 
 
