@@ -14,11 +14,12 @@ import jax
 from jaxtyping import Array
 
 from blrlab import factors
-from blrlab.compress.curves import curve
+from blrlab.compress import losses
+from blrlab.compress.losses import Losses
 from blrlab.compress.plan import linears
 from blrlab.compress.spending import Allocation, Option, choose
 from blrlab.compress.statistics import Statistics
-from blrlab.compress.tree import Tree, check, compress_layer, copy_tree, finite, layer_of
+from blrlab.compress.tree import Tree, compress_layer, copy_tree, layer_of
 from blrlab.errors import InputError, one_of
 from blrlab.factors import BLOCKED, FORMATS, Spec
 
@@ -103,6 +104,7 @@ def allocate(
     latencies: Latencies | None = None,
     key: Array | None = None,
     progress: Callable[[str], None] = lambda path: None,
+    measured: Losses | None = None,
 ) -> Allocation:
     """Give out a budget over the dense layers of a model.
 
@@ -116,11 +118,14 @@ def allocate(
       latencies: {spec: us}, for microseconds; only these specs are options then.
       key: random starts.
       progress: called with the path of each layer once it is measured.
+      measured: what `losses.measure` found for the same layers and at least these formats and blocks; None: measured
+        here.
 
     Raises:
-      InputError: a path has no dense kernel, or the budget is less than the cheapest options cost.
+      InputError: a path has no dense kernel, or the budget is less than the cheapest options cost, or a layer, a format
+        or its blocks were not measured.
     """
-    allowed, key = allowed or Allowed(), jax.random.key(0) if key is None else key
+    allowed = allowed or Allowed()
     sizes, tree = linears(params), copy_tree(params)
     for path in paths or ():
         layer_of(tree, path)
@@ -131,21 +136,16 @@ def allocate(
         if path not in chosen or not 0 <= weight < math.inf:
             raise InputError(f"{path} has weight {weight:g}: weights are finite, not negative, and of layers.")
     price, budget = _price(tree, target, chosen, latencies)
-    options = {}
-    for number, path in enumerate(chosen):
-        inputs = (statistics or {}).get(path)
-        specs = [spec for spec in allowed.specs(*sizes[path]) if price(path, spec) is not None]
-        layer = layer_of(tree, path)
-        finite(path, layer["kernel"])
-        try:
-            check(inputs, sizes[path][0])
-        except InputError as problem:
-            raise InputError(f"{path}: {problem}") from None
-        lost = _losses(layer, specs, jax.random.fold_in(key, number), inputs)
-        options[path] = [Option(spec, price(path, spec) or 0.0, lost[spec]) for spec in specs]
-        if not options[path]:
+    specs = {path: [spec for spec in allowed.specs(*sizes[path]) if price(path, spec) is not None] for path in chosen}
+    for path in chosen:
+        if not specs[path]:
             raise InputError(f"{path}: none of {', '.join(allowed.formats)} fits a layer of {sizes[path]}.")
-        progress(path)
+    known = losses.measure(params, specs, statistics, key, progress) if measured is None else measured
+    options = {}
+    for path in chosen:
+        if path not in known:
+            raise InputError(f"{path} was not measured.")
+        options[path] = [Option(spec, price(path, spec) or 0.0, losses.lost(known[path], spec)) for spec in specs[path]]
     return choose(options, budget, {path: (weights or {}).get(path, 1.0) for path in chosen})
 
 
@@ -242,18 +242,3 @@ def _price(
             f"model's {others + layers:,} {what}."
         )
     return lambda path, spec: unit[path] * factors.parameter_count(spec), budget
-
-
-def _losses(
-    layer: Mapping[str, Any], specs: Sequence[Spec], key: Array, inputs: Statistics | None
-) -> dict[Spec, float]:
-    """Return the share of the layer's energy that each spec loses."""
-    found = {spec: 0.0 for spec in specs if spec.format == "dense"}
-    kinds = dict.fromkeys((spec.format, spec.blocks) for spec in specs if spec.format != "dense")
-    for number, (format, blocks) in enumerate(kinds):
-        alike = [spec for spec in specs if (spec.format, spec.blocks) == (format, blocks)]
-        ranks = sorted(spec.rank for spec in alike)
-        own = jax.random.fold_in(key, number)
-        measured = curve(layer["kernel"], format, blocks, ranks, own, inputs, inputs is not None and "bias" in layer)
-        found |= {spec: measured.at(spec.rank) for spec in alike}
-    return found

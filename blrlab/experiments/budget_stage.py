@@ -1,35 +1,69 @@
-"""The stage that gives a budget out over a model's layers: allocate. It writes plan.json, which is a set of rules."""
+"""The stages that give a budget out over a model's layers: curves measures what they would lose, allocate shares out.
 
+Curves are the same whatever the budget, so another target takes moments. `curves/losses.json` and `weights.json` have
+what was measured, `allocate/plan.json` is a set of rules.
+"""
+
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from blrlab import compress, factors, records, train
-from blrlab.compress import Allocation, Allowed, Target
+from blrlab.compress import Allocation, Allowed, Target, losses
 from blrlab.errors import InputError
 from blrlab.experiments import build, model_stages
+from blrlab.experiments.build import Experiment
 from blrlab.experiments.model_stages import Run
 from blrlab.factors import Spec
+
+LOSSES, WEIGHTS = "losses.json", "weights.json"
+
+
+def check(made: Experiment) -> None:
+    """Check before anything is measured that there are the times which a target in microseconds needs.
+
+    Raises:
+      InputError: there are none.
+    """
+    if made.config.budget.target == "microseconds":
+        _latencies(made.config)
+
+
+def curves(run: Run, folder: Path) -> None:
+    """Measure what the layers that the rules match lose by every format, block count and rank that is allowed."""
+    made, config, params = run.made, run.made.config, run.params("dense")
+    _, allowed = build.budget(config)
+    batches = model_stages.calibration_batches(run)
+    mode, paths = config.compress.mode, build.budgeted(made)
+    inputs = None if mode == "plain" else compress.collect(run.model(dense=True, watched=True), params, batches, paths)
+    weights = _weights(run, params, paths, allowed, inputs) if config.budget.sensitivity else {}
+    sizes = compress.linears(made.dense_shapes)
+    found = losses.measure(
+        params,
+        {path: allowed.specs(*size) for path, size in sizes.items() if path in paths},
+        inputs,
+        run.key(model_stages.COMPRESS),
+        lambda path: run.say(f"curves: {path} measured"),
+    )
+    records.write_text(folder / WEIGHTS, json.dumps(weights))
+    losses.save(found, folder / LOSSES)
 
 
 def allocate(run: Run, folder: Path) -> None:
     """Choose format, blocks and rank of every layer that the rules match."""
-    made, config, params = run.made, run.made.config, run.params("dense")
+    made, config = run.made, run.made.config
     target, allowed = build.budget(config)
-    batches = model_stages.calibration_batches(run)
-    mode, paths = config.compress.mode, build.budgeted(made)
-    inputs = None if mode == "plain" else compress.collect(run.model(dense=True, watched=True), params, batches, paths)
-    weights = _weights(run, params, paths, allowed, inputs) if config.budget.sensitivity else None
+    measured = run.workdir.path("curves")
+    weights = json.loads((measured / WEIGHTS).read_text(encoding="utf-8"))
     found = compress.allocate(
-        params,
+        run.params("dense"),
         target,
         allowed,
-        paths=paths,
-        statistics=inputs,
+        paths=build.budgeted(made),
         weights=weights,
         latencies=_latencies(config) if target.kind == "microseconds" else None,
-        key=run.key(model_stages.COMPRESS),
-        progress=lambda path: run.say(f"allocate: {path} measured"),
+        measured=losses.load(measured / LOSSES),
     )
     compress.save(found.specs, folder / "plan.json")
     rows = [_record(path, spec, found, weights) for path, spec in found.specs.items()]
@@ -56,7 +90,7 @@ def _weights(
         lambda tree: train.evaluate(model, tree, examples, config.batch, objective)["loss"],
         run.key(model_stages.COMPRESS),
         inputs,
-        lambda path: run.say(f"allocate: {path} tried"),
+        lambda path: run.say(f"curves: {path} tried"),
     )
 
 
@@ -70,13 +104,13 @@ def _latencies(config: Any) -> dict[Spec, float]:
     return found
 
 
-def _record(path: str, spec: Spec, found: Allocation, weights: Mapping[str, float] | None) -> records.Record:
+def _record(path: str, spec: Spec, found: Allocation, weights: Mapping[str, float]) -> records.Record:
     return {
         "kind": "allocate",
         "path": path,
         **factors.described(spec),
         "lost": found.lost[path],
-        "weight": weights[path] if weights else 1.0,
+        "weight": weights.get(path, 1.0),
         "params_before": spec.in_features * spec.out_features,
         "params_after": factors.parameter_count(spec),
     }

@@ -229,8 +229,8 @@ def _everything(scale: str) -> Config:
     config.seed = 0
     config.init_from = ""  # a checkpoint of the model's family, by folder or Hugging Face name; empty: from scratch
     # Which stages to run, in order: data, dense, compress, heal, continue, eval, bridge, bench, report; or all of them.
-    # Only where named: allocate (gives a budget out), sample (draws images), roofline (predictions for GPUs that are
-    # not here); "all,roofline" is possible, too.
+    # Only where named: allocate (gives a budget out by the curves it has measured first), sample (draws images),
+    # roofline (predictions for GPUs that are not here); "all,roofline" is possible, too.
     config.stages = "all"
 
     config.factors = ConfigDict()
@@ -244,7 +244,8 @@ def _everything(scale: str) -> Config:
     config.rules = ()
     config.rules_file = ""  # JSON, such as the plan.json of stage allocate, edited or not; in the place of rules
 
-    # Stage allocate: format, blocks and rank for each of the layers that the rules match.
+    # Stage allocate: format, blocks and rank for each of the layers that the rules match. Another target, value,
+    # records or tokens measure nothing anew.
     config.budget = ConfigDict()
     config.budget.target = "layer_factor"  # layer_factor, model_factor, bytes or microseconds
     config.budget.value = 2.0

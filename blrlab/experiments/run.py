@@ -74,6 +74,8 @@ def _run(argv: Sequence[str]) -> int:
     made = build.experiment(config)
     if "bench" in stages and environment.version("torch"):
         kernel_stages.check_benchmark(made)
+    if "allocate" in stages:
+        budget_stage.check(made)
     if "sample" in stages:
         sample_stage.check(made)
     machine = build.machine()
@@ -84,6 +86,7 @@ def _run(argv: Sequence[str]) -> int:
     work = {
         "data": model_stages.prepare_data,
         "dense": model_stages.train_dense,
+        "curves": budget_stage.curves,
         "allocate": budget_stage.allocate,
         "compress": model_stages.compress_dense,
         "heal": model_stages.heal,

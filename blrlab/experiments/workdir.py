@@ -29,6 +29,8 @@ HARMLESS = (".log_every", ".checkpoint_every")
 # Neither does what training does to factors and learns from a teacher, where the model is dense.
 OF_FACTORS = (".factor_rates", ".decay", ".distil", ".distil_weight", ".temperature")
 OUTDATED = ".outdated-"
+# Of a budget, what says what is measured, and not how much there is to spend.
+MEASURED = ("budget.formats", "budget.blocks", "budget.multiple", "budget.sensitivity")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,8 @@ class Stage:
 STAGES = (
     Stage("data", "data.json", ("data", "init_from")),
     Stage("dense", "params", ("model", "train", "seed", "noise"), ("data",), dense=True),
-    Stage("allocate", "plan.json", ("budget", "rules", "compress"), ("dense",), named_only=True),
+    Stage("curves", "losses.json", (*MEASURED, "rules", "compress"), ("dense",), named_only=True),
+    Stage("allocate", "plan.json", ("budget", "rules"), ("dense", "curves"), named_only=True),
     Stage("compress", "params", ("factors", "rules", "rules_file", "compress"), ("dense",)),
     Stage("heal", "params", ("heal",), ("compress",)),
     Stage("continue", "params", ("heal",), ("dense",), dense=True),
@@ -84,6 +87,8 @@ def chosen(stages: str) -> tuple[str, ...]:
       InputError: a name is unknown.
     """
     names = tuple(filter(None, map(str.strip, stages.split(","))))
+    if "allocate" in names:
+        names += ("curves",)
     if "all" in names:
         names += tuple(stage.name for stage in STAGES if not stage.named_only)
     if not names:

@@ -15,6 +15,7 @@ The table is printed by `table.py`, beside this file. The figure is what_is_lost
 import argparse
 import contextlib
 import dataclasses
+import fcntl
 import fnmatch
 import importlib.util
 import json
@@ -116,18 +117,35 @@ def train(place: Place) -> float:
     return rows[-1]["loss"]
 
 
+def link(folder: Path, source: Path, *stages: str) -> None:
+    """Let a work folder have the finished stages of another."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stage in stages:
+        if not (folder / stage).exists():  # else it goes on after a stop
+            (folder / stage).symlink_to(source / stage)
+
+
+def curves(mode: str, place: Place, *flags: str) -> Path:
+    """Measure once what layers lose, for all budgets of a mode, and return the work folder that has it."""
+    folder = place.work / f"curves_{mode}"
+    with folder.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        link(folder, place.work / "dense", "data", "dense")
+        place.run(folder, folder.name, *flags, "--config.stages=curves")
+    return folder
+
+
 def measure(cell: Cell, place: Place) -> float | None:
     """Compress, heal and evaluate; return how long it took (s), or None where the deadline had passed."""
     if (start := time.time()) > place.deadline:
         return None
     folder = place.work / "cells" / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
-    for stage in ("data", "dense"):
-        if not (folder / stage).exists():  # else it goes on after a stop
-            (folder / stage).symlink_to(place.work / "dense" / stage)
+    link(folder, place.work / "dense", "data", "dense")
     flags = [f"--config.compress.mode={cell.mode}"]
     if cell.kind == "budget":
-        flags += [f"--config.budget.value={cell.factor}", "--config.budget.blocks=4,6,12"]
+        flags += ["--config.budget.blocks=4,6,12"]
+        link(folder, curves(cell.mode, place, *flags), "curves")
+        flags += [f"--config.budget.value={cell.factor}"]
         plan = place.out / "records" / f"{cell.name}_plan.json"
         place.run(folder, cell.name, *flags, "--config.stages=data,dense,allocate")
         shutil.copyfile(folder / "allocate/plan.json", plan)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from blrlab import compress, factors
-from blrlab.compress import Allowed, Option, Target, curves
+from blrlab.compress import Allowed, Option, Target, curves, losses
 from blrlab.compress import statistics as sums
 from blrlab.errors import InputError
 from blrlab.factors import Spec
@@ -98,6 +98,38 @@ def test_fitted_curves_are_near_the_fits_between_their_anchors(format, inputs, m
 def test_a_curve_of_little_rank_is_finite(format, weight):
     found = curves.curve(weight, format, (2, 3) if format != "low_rank" else (1, 1), (2,), KEY)
     assert 0 <= found.at(2) < 1e-6
+
+
+# Losses
+
+
+def test_what_was_measured_serves_every_budget(tmp_path, trained):
+    paths = list(compress.linears(trained))[:2]
+    sizes = compress.linears(trained)
+    options = {path: FEW.specs(*sizes[path]) for path in paths}
+    losses.save(losses.measure(trained, options, key=KEY), tmp_path / "losses.json")
+    again = losses.load(tmp_path / "losses.json")
+    for factor in (1.5, 3):
+        target = Target("layer_factor", factor)
+        found = compress.allocate(trained, target, FEW, paths=paths, measured=again)
+        assert found == compress.allocate(trained, target, FEW, paths=paths, key=KEY)
+
+
+def test_what_was_not_measured_is_named(trained):
+    first, second = list(compress.linears(trained))[:2]
+    some = losses.measure(trained, {first: Allowed(("low_rank",)).specs(*compress.linears(trained)[first])})
+    target = Target("layer_factor", 2)
+    with pytest.raises(InputError, match=f"{second} was not measured"):
+        compress.allocate(trained, target, Allowed(("low_rank",)), paths=[first, second], measured=some)
+    with pytest.raises(InputError, match="monarch of 4 x 4 blocks was not measured"):
+        compress.allocate(trained, target, Allowed(("monarch",), (4,)), paths=[first], measured=some)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"a": [{"format": "blast"}]}', '{"a": [1]}'])
+def test_a_damaged_file_of_losses_is_named(tmp_path, text):
+    (tmp_path / "losses.json").write_text(text)
+    with pytest.raises(InputError, match="is damaged"):
+        losses.load(tmp_path / "losses.json")
 
 
 # Spending

@@ -185,6 +185,17 @@ def test_a_budget_becomes_a_plan_that_compresses(finished, tiny, capsys):
     assert {row["plan"] for row in totals[1:]} >= {"low_rank"}
     assert all(best["total"] <= row["total"] for row in totals)
 
+    assert run.main([*flags, "--config.stages=allocate", "--config.budget.value=1.2"]) == 0
+    said = capsys.readouterr().out
+    assert "curves: done before" in said  # what layers lose is measured for any budget
+    assert " measured" not in said
+    larger = records.read(finished / "allocate" / "records.jsonl")[len(layers)]
+    assert larger["budget"] > best["budget"]
+    assert larger["total"] < best["total"]
+    assert run.main([*flags, "--config.stages=allocate"]) == 0
+    assert records.read(finished / "allocate" / "records.jsonl") == rows
+
+    capsys.readouterr()
     assert run.main([*flags, "--config.stages=compress", f"--config.rules_file={plan}"]) == 0
     whole = records.read(finished / "compress" / "records.jsonl")[-1]
     assert whole["layer_factor"] >= 1.5
