@@ -5,8 +5,11 @@ those blocks give in float64, for every token (norms and rotary angles are float
 in any dtype). Errors and budgets are those of `blrlab.bench.model_gate`: the yardstick is the dense PyTorch model of
 these blocks with the multiplied-out weights.
 
-The whole model's output must then be finite, and near that of the same weights by plain PyTorch: with all factored
-layers on `torch_bmm` and without a compiler. Each of the two may be as wrong as the budget of the first blocks times
+In the whole model every factored layer must then give, on what it is given there, what `torch_bmm` gives: of so many
+layers the output alone would not show one that is wrong. The budget is what two libraries' results may differ by.
+
+The whole model's output must be finite, and near that of the same weights by plain PyTorch: with all factored layers on
+`torch_bmm` and without a compiler. Each of the two may be as wrong as the budget of the first blocks times
 sqrt((6 L + 1) / (6 l + 1)), L blocks against l, errors of products in sequence adding up as their root sum of squares;
 and what is between them sqrt(2) times that. Nothing is set against a dense model, or one of `torch_bmm`, that PyTorch
 runs without a compiler.
@@ -15,14 +18,17 @@ runs without a compiler.
 import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from blrlab_ops import budgets
+from blrlab_ops.nn import FactoredLinear
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from blrlab.bench.model_gate import TIMES, Allowed, Verdict, errors
+from blrlab.bench.model_gate import TIMES, Allowed, Errors, Verdict, errors
 from blrlab.bench.nets import Family, Inputs, Model
 from blrlab.bench.random_models import dense_copy, few_blocks
 
@@ -76,6 +82,47 @@ class Judge:
         """Return the relative Frobenius error that a whole model may have against the same weights in plain PyTorch."""
         allowed = (self._allowed.library if is_yardstick else self._allowed.times(TIMES)).error
         return math.sqrt(2 * (6 * self._depth + 1) / (6 * self.layers + 1)) * allowed
+
+
+def wrong_layer(model: Model, call: Callable[[], Tensor], plain: str) -> str | None:
+    """Run a model, and say which factored layer does not give what `plain` gives on the same input; None where all do.
+
+    Args:
+      model: whose layers are judged.
+      call: that runs it, without a compiler.
+      plain: an implementation of every format.
+    """
+    wrong: list[str] = []
+
+    def judge(path: str, layer: FactoredLinear, given: tuple[Tensor, ...], result: Tensor) -> None:
+        own, layer.impl = layer.impl, plain
+        try:
+            wanted = FactoredLinear.forward(layer, *given)  # whatever the layer itself runs
+        finally:
+            layer.impl = own
+        allowed = layer_budget(layer, wanted.dtype)
+        found = errors(*(each.reshape(1, -1, each.shape[-1]) for each in (result, wanted.double())))
+        if not (found.error <= allowed.error and found.error_max <= allowed.error_max):  # nor is NaN
+            wrong.append(f"{path} is off by {found.error:.1e}, of which {allowed.error:.1e} are allowed")
+
+    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, FactoredLinear)}
+    hooks = [
+        layer.register_forward_hook(lambda module, given, result, path=path: judge(path, module, given, result))
+        for path, layer in layers.items()
+    ]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return wrong[0] if wrong else None
+
+
+def layer_budget(layer: FactoredLinear, dtype: torch.dtype) -> Errors:
+    """Return what two results of a layer may differ by, each of as many products in sequence as it has factors."""
+    terms = max(layer.in_features, layer.out_features, max(layer.blocks) * layer.rank)
+    allowed = budgets.of_library(torch.finfo(dtype).eps, terms)
+    return Errors(*(math.sqrt(2 * len(layer.factors)) * each for each in allowed))
 
 
 class _HeadByHead(TorchFunctionMode):

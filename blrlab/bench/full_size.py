@@ -1,13 +1,15 @@
 """Benchmark whole models of any size: Llama, ViT and DiT as users of PyTorch run them, dense and factored.
 
 Weights are drawn on the device in the dtype that is measured, one model after another, so that the largest alone must
-fit; what runs the same weights, with and without a compiler, is timed in turn. A row has `verified_layers`: the number
-of blocks that were held to float64 (`blrlab.bench.depth_gate`), and `depth_error`: how far all of them are from plain
-PyTorch. `cache_bytes` are kept keys and values, which neither the weights' nor the peak's bytes hold. Whatever goes
-wrong with a program is the reason in its row, and the others go on.
+fit, beside its first two blocks and its embeddings in float64; what runs the same weights, with and without a compiler,
+is timed in turn. A row has `verified_layers`: the number of blocks that were held to float64
+(`blrlab.bench.depth_gate`), and `depth_error`: how far all of them are from plain PyTorch. `cache_bytes` are kept keys
+and values, which neither the weights' nor the peak's bytes hold. Whatever goes wrong with a program is the reason in
+its row, and the others go on.
 """
 
 import gc
+import importlib.metadata
 import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +20,7 @@ from blrlab_ops import loading
 from torch import Tensor
 
 from blrlab.bench import joining, random_models, timing
-from blrlab.bench.depth_gate import Judge
+from blrlab.bench.depth_gate import Judge, wrong_layer
 from blrlab.bench.end_to_end import OVER, Entry, compiled, is_no_fault, kernels, peak_bytes, take_times, why_no_kernels
 from blrlab.bench.gate import poison
 from blrlab.bench.model_gate import errors
@@ -104,8 +106,17 @@ def why_not(net: Net, group: Group, row: Row, settings: Settings) -> str | None:
     specs = net.plans[row["op"]]
     if family.running and row["impl"] == JOINED and not joining.groups(specs, family.running.sharing):
         return "no layers that share their input have the same format, shape and rank"
+    if family.running and (reason := _too_old(family.running)):
+        return reason
     reason = family.why_not(net.sizes, group)
     return reason or why_no_kernels(specs, row["impl"], settings.card.device, group.dtype)
+
+
+def _too_old(running: Running) -> str | None:
+    found = importlib.metadata.version(running.library)
+    if int(found.partition(".")[0]) >= running.since:
+        return None
+    return f"needs {running.library} {running.since} or newer, and here is {found}"
 
 
 def _measure(held: _Held, group: Group, entries: list[Entry]) -> list[Row]:
@@ -182,6 +193,8 @@ def _wrong_at_depth(output: Tensor, plain: timing.Call, model: Model, judge: Jud
         return "what the whole model gives is not finite"
     if row["impl"] in (DENSE_IMPL, PLAIN):
         return None
+    if reason := wrong_layer(model, plain, PLAIN):
+        return reason
     with random_models.run_by(model, PLAIN):
         found = errors(output, plain().double()).error
     row |= {"depth_error": _finite(found), "depth_error_budget": judge.depth_budget(row["op"] == "dense")}

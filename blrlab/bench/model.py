@@ -33,7 +33,7 @@ from typing import Any
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 from blrlab.bench import flags
-from blrlab.errors import InputError, did_you_mean, one_of
+from blrlab.errors import InputError, did_you_mean, home_expanded, one_of
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 130
 BACKENDS = ("torch", "xla")
@@ -235,9 +235,10 @@ def _net(options: argparse.Namespace, rest: Sequence[str]) -> Any:
     formats = [one_of(word, OPS, "format") for word in flags.words(options.formats)] or ["dense", config.factors.format]
     layers, factors = family.linears(sizes), config.factors.to_dict()
     names = {path: compress.called(path, factors["net"]) for path in layers}
+    rules = compress.load(home_expanded(config.rules_file)) if config.rules_file else config.rules
     plans: dict[str, Any] = {op: {} for op in formats}
     for op in plans.keys() - {"dense"}:
-        plans[op] = compress.plan(layers, config.rules, {**factors, "format": op}, factors["net"], names)
+        plans[op] = compress.plan(layers, rules, {**factors, "format": op}, factors["net"], names)
     trainer = _trainer(config) if "train_step" in family.phases else None
     return Net(nets.name(sizes), sizes, plans, trainer, config.seed)
 

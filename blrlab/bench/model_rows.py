@@ -9,6 +9,8 @@ each of the forward one.
 """
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -103,7 +105,10 @@ def planned(net: Net, phase: str, impls: Sequence[str]) -> list[tuple[str, str]]
 
 
 def identity(net: Net, group: Group, op: str, impl: str) -> Row:
-    """Return the fields that tell a row from others; blocks and rank where all factored layers have the same."""
+    """Return the fields that tell a row from others; blocks and rank where all factored layers have the same.
+
+    Where layers differ as those of a Llama do, `plan_hash` tells two plans apart.
+    """
     specs = [spec for spec in net.plans[op].values() if spec.format != "dense"]
     blocks, ranks = {spec.blocks for spec in specs}, {(spec.total_rank, spec.format, spec.rank) for spec in specs}
     total, format, rank = next(iter(ranks)) if len(ranks) == 1 else (None, None, None)
@@ -121,7 +126,13 @@ def identity(net: Net, group: Group, op: str, impl: str) -> Row:
         "batch": group.batch,
         "tokens": group.tokens,
         "dtype": group.dtype,
+        **({"plan_hash": _hash(net.plans[op])} if net.family.running and specs else {}),
     }
+
+
+def _hash(plan: Specs) -> str:
+    told = sorted((path, dataclasses.astuple(spec)) for path, spec in plan.items())
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
 
 def start(net: Net, group: Group, op: str, impl: str, settings: Settings) -> Row:

@@ -58,7 +58,7 @@ def draw(
 
 
 def dense_copy(running: Running, sizes: Any, model: Model, dtype: torch.dtype) -> Model:
-    """Copy the first blocks of a model, as many as `sizes` has, their factors multiplied out in float64."""
+    """Copy what the states of the first blocks need, as many as `sizes` has, factors multiplied out in float64."""
     modules = dict(model.named_modules())
 
     def make(path: str, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -68,7 +68,10 @@ def dense_copy(running: Running, sizes: Any, model: Model, dtype: torch.dtype) -
             return factored.to_dense(wide).T.to(dtype).contiguous()
         return source.get_parameter(name).detach().to(dtype)
 
-    return _fill(running.skeleton(sizes), make, next(model.parameters()).device)
+    copy = running.skeleton(sizes)
+    for path in running.aside:
+        copy.set_submodule(path, torch.nn.Identity())
+    return _fill(copy, make, next(model.parameters()).device)
 
 
 @contextlib.contextmanager
@@ -103,7 +106,7 @@ def _fill(model: Model, make: Maker, device: torch.device) -> Model:
         for name, parameter in own:
             values = make(path, name, tuple(parameter.shape))
             module.register_parameter(name, torch.nn.Parameter(values, requires_grad=False))
-    if getattr(model.config, "tie_word_embeddings", False):
+    if getattr(model.config, "tie_word_embeddings", False) and next(model.lm_head.parameters(), None) is not None:
         model.tie_weights()
     return model.to(device)
 

@@ -9,7 +9,7 @@ from blrlab import records
 Row = dict[str, Any]
 IDENTITY = (
     "op", "impl", "net", "layer", "phase", "in_features", "out_features", "blocks", "rank", "block_rank", "batch",
-    "tokens", "dtype",
+    "tokens", "dtype", "plan_hash",
 )  # fmt: skip
 # What another run may not meet: a crash, a full memory.
 BY_CHANCE = ("it cannot be timed", "the process that ran XLA", "MemoryError", "out of memory", "RESOURCE_EXHAUSTED")

@@ -33,6 +33,7 @@ OWN = "own"
 FAMILIES = {"gpt2": hf.GPT2, "llama": hf.LLAMA, "vit": hf.VIT, "dit": hf.dit.ORIGINAL}
 DTYPES = ("float32", "bfloat16", "float16")
 MODES = ("plain", "whitened", "sequential")
+OF_TRAINING = ("smoothing", "mixup")  # of any training, and given once
 COMPUTED = ("dtype", "dropout", "fused", "remat", "scan")  # of a model: what no checkpoint decides
 
 
@@ -279,6 +280,8 @@ def relevant(flat: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a flat config that can change a result: not those that another one switches off."""
     unused = {"stages", "model.remat", "model.scan"}
     unused |= {f"{phase}.ema" for phase in ("train", "heal") if not flat[f"{phase}.ema"]}
+    # Healing is trained so, too.
+    flat = {**flat, **{f"heal.{name}": flat[f"train.{name}"] for name in OF_TRAINING if f"train.{name}" in flat}}
     if flat["rules_file"]:  # what is in a file counts, not where it is
         flat = {**flat, "rules_file": compress.load(home_expanded(flat["rules_file"]))}
     if flat["budget.target"] != "microseconds":

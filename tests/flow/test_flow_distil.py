@@ -71,3 +71,14 @@ def test_options_of_factors_reach_the_training(healed, tiny, flag):
     folder, plain = healed
     assert run.main([*tiny, f"--workdir={folder}", f"--config.{flag}", "--config.stages=heal"]) == 0
     assert _losses(folder) != plain
+
+
+def test_how_labels_are_smoothed_reaches_the_healing_of_a_checkpoint():
+    """A model that starts from a checkpoint trains nothing else, so no other stage would be made anew."""
+    config, _, _, _ = command.load(["--config=configs/vit_b_blast.py", "--config.init_from=a"])
+    found = build.relevant(command.flatten(config))
+    assert "train.mixup" not in found
+    assert found["heal.mixup"] == config.train.mixup
+    config.train.mixup = 0.5
+    changed = build.relevant(command.flatten(config))
+    assert {name for name in found if found[name] != changed[name]} == {"heal.mixup"}

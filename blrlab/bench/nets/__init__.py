@@ -20,7 +20,7 @@ def of(sizes: Any) -> Family:
 
 
 def name(sizes: Any) -> str:
-    """Name a net by its sizes, those that are not known by family, depth and width.
+    """Name a net by its sizes, those that are not known by family, depth and width; q, k and v may lie apart.
 
     >>> from blrlab.models.llama import LLAMA_1B, Config
     >>> name(LLAMA_1B), name(Config(layers=2, heads=4, kv_heads=4, width=64))
@@ -28,7 +28,8 @@ def name(sizes: Any) -> str:
     """
     family = of(sizes)
     found = (net for net, known in family.nets.items() if _compared(known) == _compared(sizes))
-    return next(found, f"{family.name}_{sizes.layers}x{sizes.width}")
+    together = getattr(sizes, "fused", True)
+    return next(found, f"{family.name}_{sizes.layers}x{sizes.width}") + ("" if together else "_apart")
 
 
 def _compared(sizes: Any) -> dict[str, Any]:

@@ -52,6 +52,8 @@ class Running:
       attention: of a block, the path of what can have one layer for q, k and v; empty where nothing can.
       kept: (sizes, group) -> elements of the keys and values that a phase keeps.
       sharing: last parts of paths of layers that share their input, in the order of their calls.
+      since: the major version of the library from which on its model is laid out so.
+      aside: paths of modules without which a call still returns the states.
     """
 
     library: str
@@ -63,6 +65,8 @@ class Running:
     attention: str = ""
     kept: Callable[[Any, "Group"], int] = lambda sizes, group: 0
     sharing: tuple[tuple[str, ...], ...] = ()
+    since: int = 0
+    aside: tuple[str, ...] = ()
 
     def skeleton(self, sizes: Any) -> Model:
         """Make a model in evaluation mode, its weights on the meta device."""

@@ -88,6 +88,14 @@ FAMILY = Family(
     sized=lambda sizes, tokens: sizes,
     why_not=language.why_not,
     running=Running(
-        "transformers", CHECKPOINTS, blank, "model.layers", inputs, call, kept=kept_elements, sharing=SHARING
+        "transformers",
+        CHECKPOINTS,
+        blank,
+        "model.layers",
+        inputs,
+        call,
+        kept=kept_elements,
+        sharing=SHARING,
+        aside=("lm_head",),
     ),
 )

@@ -78,6 +78,6 @@ FAMILY = Family(
     tokens=tokens,
     sized=lambda sizes, tokens: sizes,
     why_not=why_not,
-    running=Running("transformers", CHECKPOINTS, blank, "vit.layers", inputs, call, attention="attention"),
+    running=Running("transformers", CHECKPOINTS, blank, "vit.layers", inputs, call, attention="attention", since=5),
     shows=True,
 )
