@@ -17,6 +17,7 @@ runs without a compiler.
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -94,7 +95,7 @@ def wrong_layer(model: Model, call: Callable[[], Tensor], plain: str) -> str | N
     """
     wrong: list[str] = []
 
-    def judge(path: str, layer: FactoredLinear, given: tuple[Tensor, ...], result: Tensor) -> None:
+    def judge(path: str, layer: Any, given: Any, result: Any) -> None:
         own, layer.impl = layer.impl, plain
         try:
             wanted = FactoredLinear.forward(layer, *given)  # whatever the layer itself runs
@@ -105,11 +106,10 @@ def wrong_layer(model: Model, call: Callable[[], Tensor], plain: str) -> str | N
         if not (found.error <= allowed.error and found.error_max <= allowed.error_max):  # nor is NaN
             wrong.append(f"{path} is off by {found.error:.1e}, of which {allowed.error:.1e} are allowed")
 
-    layers = {path: layer for path, layer in model.named_modules() if isinstance(layer, FactoredLinear)}
-    hooks = [
-        layer.register_forward_hook(lambda module, given, result, path=path: judge(path, module, given, result))
-        for path, layer in layers.items()
-    ]
+    hooks = []
+    for path, layer in model.named_modules():
+        if isinstance(layer, FactoredLinear):
+            hooks.append(layer.register_forward_hook(functools.partial(judge, path)))
     try:
         call()
     finally:
