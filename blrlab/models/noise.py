@@ -98,6 +98,8 @@ def tables(schedule: Schedule, times: Sequence[int] | None = None) -> Tables:
 def spread(schedule: Schedule, count: int) -> tuple[int, ...]:
     """Return `count` times, the first, the last and others evenly between them (arXiv 2102.09672, section 4).
 
+    A single one is the last, which is nearly all noise.
+
     >>> spread(Schedule(10), 4)
     (0, 3, 6, 9)
 
@@ -106,7 +108,8 @@ def spread(schedule: Schedule, count: int) -> tuple[int, ...]:
     """
     if not 1 <= count <= schedule.steps:
         raise InputError(f"{count} steps cannot be taken from a noise of {schedule.steps}: give 1 to {schedule.steps}.")
-    return tuple(np.round(np.linspace(0, schedule.steps - 1, count)).astype(int).tolist())
+    last = schedule.steps - 1
+    return tuple(np.round(np.linspace(0 if count > 1 else last, last, count)).astype(int).tolist())
 
 
 def at(table: np.ndarray, places: Int[Array, "B"]) -> Float[Array, "B 1 1 1"]:

@@ -82,7 +82,7 @@ def test_fewer_times_are_a_schedule_of_their_own():
 
 @pytest.mark.parametrize(
     ("steps", "count", "times"),
-    [(1000, 1, (0,)), (1000, 2, (0, 999)), (1000, 5, (0, 250, 500, 749, 999)), (7, 7, tuple(range(7)))],
+    [(1000, 1, (999,)), (1, 1, (0,)), (1000, 2, (0, 999)), (1000, 5, (0, 250, 500, 749, 999)), (7, 7, tuple(range(7)))],
 )
 def test_times_are_spread_evenly(steps, count, times):
     assert noises.spread(Schedule(steps), count) == times
