@@ -87,5 +87,13 @@ def validation_windows(tokens: np.ndarray, context: int, most: int) -> np.ndarra
     windows = _Windows(tokens, context)
     if not len(windows):
         raise InputError(f"the validation text has {len(tokens)} tokens, less than one window of {context} + 1.")
-    chosen = np.unique(np.linspace(0, len(windows) - 1, min(most, len(windows))).astype(int))
-    return np.stack([windows[int(index)] for index in chosen])
+    return np.stack([windows[index] for index in evenly(len(windows), most)])
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Return up to `most` indices below `count`, evenly spread.
+
+    >>> evenly(10, 4)
+    [0, 3, 6, 9]
+    """
+    return np.unique(np.linspace(0, count - 1, min(most, count)).astype(int)).tolist()

@@ -16,7 +16,7 @@ import grain
 import numpy as np
 
 from blrlab.data import class_folders
-from blrlab.data.batches import Stream
+from blrlab.data.batches import Stream, evenly
 from blrlab.errors import InputError, one_of
 from blrlab.records import write_text
 
@@ -53,6 +53,10 @@ class Pictures:
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         return self.open(index), int(self.labels[index])
+
+    def at(self, indices: Sequence[int]) -> "Pictures":
+        """Return some of them."""
+        return Pictures(lambda index: self.open(indices[index]), self.labels[list(indices)])
 
 
 def prepare(
@@ -267,8 +271,7 @@ def held_out(pictures: Pictures, size: int, channels: int, most: int, margin: fl
     """
     if not len(pictures):
         raise InputError("no image is held out.")
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(most, len(pictures))).astype(int))
-    found = [pictures[int(index)] for index in chosen]
+    found = [pictures[index] for index in evenly(len(pictures), most)]
     images = [_pixels(picture, _middle(picture.size, margin), size, channels, False) for picture, _ in found]
     return {"image": np.stack(images), "label": np.array([label for _, label in found], np.int64)}
 

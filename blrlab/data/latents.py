@@ -1,31 +1,30 @@
 """Latents with labels: what an autoencoder made of images, in files in class folders.
 
-A file is `.npy`, `.npz` or `.safetensors` and holds latents [C, h, h], channels first as autoencoders give them, or
-stacks of them [n, C, h, h]; of a stack, `.npy` alone is read by rows. What is returned is float32 [h, h, C], channels
-last, multiplied by a scale: that of Stable Diffusion's autoencoder is 0.18215 (Rombach et al., arXiv 2112.10752).
-A prepared folder holds `data.json` and `latents.json`, the list of files.
+Files (`latent_files`) hold latents [C, h, h], channels first as autoencoders give them, or stacks of them. What is
+returned is float32 [h, h, C], channels last, multiplied by a scale: that of Stable Diffusion's autoencoder is 0.18215
+(Rombach et al., arXiv 2112.10752). What one file holds at the same row is held out together, for it may be an image
+and its mirror. A prepared folder holds `data.json` and `latents.json`, the list of files.
 """
 
 import dataclasses
-import functools
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 
-from blrlab.data import class_folders
-from blrlab.data.batches import Stream
+from blrlab.data import class_folders, latent_files
+from blrlab.data.batches import Stream, evenly
+from blrlab.data.latent_files import SUFFIXES, Place
 from blrlab.errors import InputError
 from blrlab.records import write_text
 
 SOURCE = "latents"
-SUFFIXES = (".npy", ".npz", ".safetensors")
 LISTED = "latents.json"
-Place = tuple[str, str, int]  # file, name of the array in it, row of it (-1: all of it)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,9 +38,11 @@ class Part:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
-        file, name, row = self.places[index]
-        stored = _arrays(file)[name]
-        return np.asarray(stored if row < 0 else stored[row], np.float32), int(self.labels[index])
+        return latent_files.read(self.places[index]), int(self.labels[index])
+
+    def at(self, indices: Sequence[int]) -> "Part":
+        """Return some of them."""
+        return Part([self.places[index] for index in indices], self.labels[list(indices)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def prepare(folder: Path, path: str, valid_fraction: float = 0.1) -> Latents:
     entries: dict[str, list[Any]] = {side: [] for side in found}
     shapes: dict[tuple[int, ...], str] = {}
     for side, file, label in ((side, *labelled) for side, files in found.items() for labelled in files):
-        for place, shape in _places(file):
+        for place, shape in latent_files.places(file):
             shapes.setdefault(shape, file)
             entries[side].append((*place, label))
     shape = _only(shapes, root)
@@ -83,7 +84,7 @@ def prepare(folder: Path, path: str, valid_fraction: float = 0.1) -> Latents:
         "files": sum(map(len, found.values())),
         "classes": classes,
         **counts,
-        "hash": hashlib.sha256((class_folders.digest(root, found) + named).encode()).hexdigest(),
+        "hash": _digest(root, found, named),
         "unit": "image",
         "shape": list(shape),
     }
@@ -115,40 +116,6 @@ def load(folder: Path) -> Latents:
     return Latents(parts["train"], parts["valid"], summary)
 
 
-@functools.lru_cache(maxsize=8)
-def _arrays(file: str) -> dict[str, Any]:
-    """Return the arrays of a file by name; that of a .npy has none.
-
-    Raises:
-      InputError: it cannot be read.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        if file.endswith(".safetensors"):
-            return load_file(file)
-        stored = np.load(file, mmap_mode="r")
-        return dict(stored) if file.lower().endswith(".npz") else {"": stored}
-    except (OSError, ValueError, EOFError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read as latents: {error}") from None
-
-
-def _places(file: str) -> list[tuple[Place, tuple[int, ...]]]:
-    """Return where the latents of a file lie, and their shapes.
-
-    Raises:
-      InputError: an array is no latent and no stack of them.
-    """
-    found: list[tuple[Place, tuple[int, ...]]] = []
-    for name, stored in sorted(_arrays(file).items()):
-        if stored.ndim not in (3, 4) or stored.shape[-1] != stored.shape[-2] or stored.dtype.kind != "f":
-            raise InputError(f"{file} holds {stored.dtype} {list(stored.shape)}; latents are floats [C, h, h].")
-        rows = range(len(stored)) if stored.ndim == 4 else (-1,)
-        found += [((file, name, row), stored.shape[-3:]) for row in rows]
-    return found
-
-
 def _only(shapes: dict[tuple[int, ...], str], root: Path) -> tuple[int, ...]:
     """Return the one shape [C, h, h] of all latents.
 
@@ -163,14 +130,24 @@ def _only(shapes: dict[tuple[int, ...], str], root: Path) -> tuple[int, ...]:
     return next(iter(shapes))
 
 
+def _digest(root: Path, sides: Mapping[str, class_folders.Labelled], named: str) -> str:
+    """Return a hash of the files, both ends of each (latents of one shape have one size), and of the split."""
+    found = hashlib.sha256((class_folders.digest(root, sides) + named).encode())
+    for file, _ in itertools.chain(*sides.values()):
+        found.update(latent_files.ends(file))
+    return found.hexdigest()
+
+
 def _split(root: Path, entries: list[Any], fraction: float) -> dict[str, list[Any]]:
-    if len(entries) < 2:
-        raise InputError(f"{root} has one latent: one is to train on, and one to be held out.")
-    names = [f"{Path(file).relative_to(root)} {name} {row}" for file, name, row, _ in entries]
-    held = class_folders.held_out(names, fraction)
+    # An array that is no stack lies at the first row; the array's name tells an image from its mirror.
+    names = [f"{Path(file).relative_to(root)} {max(row, 0)}" for file, _, row, _ in entries]
+    images = list(dict.fromkeys(names))
+    if len(images) < 2:
+        raise InputError(f"{root} has one latent, its mirrors apart: one is to train on, and one to be held out.")
+    held = dict(zip(images, class_folders.held_out(images, fraction), strict=True))
     return {
-        "train": [entry for entry, out in zip(entries, held, strict=True) if not out],
-        "valid": [entry for entry, out in zip(entries, held, strict=True) if out],
+        "train": [entry for entry, name in zip(entries, names, strict=True) if not held[name]],
+        "valid": [entry for entry, name in zip(entries, names, strict=True) if held[name]],
     }
 
 
@@ -210,6 +187,5 @@ def held_out(part: Part, most: int, scale: float = 1.0) -> dict[str, np.ndarray]
     """
     if not len(part):
         raise InputError("no latent is held out.")
-    chosen = np.unique(np.linspace(0, len(part) - 1, min(most, len(part))).astype(int))
-    found = [_example(*part[int(index)], scale) for index in chosen]
+    found = [_example(*part[index], scale) for index in evenly(len(part), most)]
     return {name: np.stack([example[name] for example in found]) for name in ("image", "label")}
