@@ -54,7 +54,7 @@ def read(place: Place) -> np.ndarray:
     file, name, row = place
     with _naming(file):
         if _suffix(file) == ".npz":
-            with NpzFile(file) as members:
+            with Path(file).open("rb") as opened, NpzFile(opened) as members:
                 stored = members[name]
         else:
             stored = _mapped(file)[name]
@@ -81,7 +81,7 @@ def _arrays(file: str) -> dict[str, Any]:
     """Return the arrays of a file by name; that of a .npy has none."""
     if _suffix(file) != ".npz":
         return _mapped(file)
-    with NpzFile(file) as members:
+    with Path(file).open("rb") as opened, NpzFile(opened) as members:
         return dict(members)
 
 
