@@ -9,8 +9,25 @@ from blrlab.data import latents
 from blrlab.errors import InputError, home_expanded
 from blrlab.experiments.build import Experiment
 
-BATCH = 8  # latents that are decoded at once
+BATCH = 8  # latents that are decoded at once, where sample.batch is not smaller
 Decode = Callable[[np.ndarray], np.ndarray]
+
+
+def check(made: Experiment) -> None:
+    """Check `config.sample.vae`, before there is anything to decode.
+
+    Raises:
+      InputError: it is a folder here without an autoencoder.
+    """
+    given = made.config.sample.vae
+    if not given or made.config.data.source != latents.SOURCE:
+        return
+    folder = home_expanded(given)
+    if (folder.is_dir() or given.startswith(("/", ".", "~"))) and not (folder / "config.json").is_file():
+        raise InputError(
+            f'sample.vae="{given}" has no config.json: give the folder of an autoencoder that diffusers can load (of a '
+            "pipeline's, its folder vae), or a name on the Hugging Face hub."
+        )
 
 
 def decoder(made: Experiment) -> tuple[Decode | None, str]:
@@ -24,7 +41,8 @@ def decoder(made: Experiment) -> tuple[Decode | None, str]:
         return pixels, ""
     if not config.sample.vae:
         return None, "sample.vae names no autoencoder for the latents"
-    return _through(config.sample.vae, config.data.scale, made.model.channels), ""
+    batch = min(BATCH, config.sample.batch)
+    return _through(config.sample.vae, config.data.scale, made.model.channels, batch), ""
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -33,7 +51,7 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return np.repeat(found, 3, axis=-1) if found.shape[-1] == 1 else found
 
 
-def _through(name: str, scale: float, channels: int) -> Decode:
+def _through(name: str, scale: float, channels: int, batch: int) -> Decode:
     """Return what divides latents by their scale and decodes them on the CPU or, where PyTorch has one, the GPU."""
     model: Any = _loaded(name)
     if model.config.latent_channels != channels:
@@ -44,8 +62,8 @@ def _through(name: str, scale: float, channels: int) -> Decode:
 
     def decode(images: np.ndarray) -> np.ndarray:
         found = []
-        for start in range(0, len(images), BATCH):
-            part = torch.from_numpy(np.moveaxis(images[start : start + BATCH], -1, 1) / scale).float()
+        for start in range(0, len(images), batch):
+            part = torch.from_numpy(np.moveaxis(images[start : start + batch], -1, 1) / scale).float()
             with torch.no_grad():
                 made = model.decode(part.to(model.device)).sample
             found.append(pixels(np.moveaxis(made.float().cpu().numpy(), 1, -1)))

@@ -168,6 +168,7 @@ def dit(scale: str) -> Config:
     config.sample.steps = 250
     config.sample.guidance = 4.0  # towards the label and past it; 1: with the label as it is
     config.sample.vae = ""  # for latents: the autoencoder of diffusers, folder or hub name; empty: they stay latents
+    config.sample.fid_guidance = 1.0  # of the images drawn for the FID; 1: unguided
     config.sample.fid = 0  # images to draw for the FID, where torchmetrics and its network are installed; 0: none
     if scale == "small":
         config.data.update(source="digits", flip=False, workers=2, valid_fraction=0.2)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blrlab.experiments import build
 
 EXIT_INPUT, EXIT_STOPPED = 2, 130
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory")  # as JAX and PyTorch say it
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,9 +48,10 @@ def main(argv: Sequence[str]) -> int:
         where = f" ({error.filename})" if error.filename else ""
         return _fail(f"{error.strerror or error}{where}.")
     except RuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not any(sign in str(error) for sign in OUT_OF_MEMORY):
             raise
-        return _fail("out of memory: lower the batch of config.train, config.heal, config.compress or config.eval.")
+        parts = "config.train, config.heal, config.compress, config.eval or, where images are drawn, config.sample"
+        return _fail(f"out of memory: lower the batch of {parts}.")
 
 
 def _stop(*_: object) -> None:

@@ -1,12 +1,12 @@
 """The stage that draws images with every model there is: sample.
 
 All models are given the same noise and labels, so what differs between two of them at one place is the model's doing.
-`samples.npz` has what was drawn, float32 [n, h, h, C] by model, and the labels [n]; `samples.png`, beside the report, a
-row for each class and a group of columns for each model.
+`samples.npz` has what was drawn, float32 [n, h, h, C] by model, and the labels [n]; `samples.png` a row for each class
+and a group of columns for each model, of many the first.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,14 @@ from blrlab.models import noise, sampling
 from blrlab.report.words import STAGES
 
 MOST_ROWS = 10  # of the picture, where no labels are named
+SHOWN = (40, 8)  # rows and columns of a model that the picture has at most
 
 
 def check(made: Experiment) -> None:
     """Check `config.sample`.
 
     Raises:
-      InputError: the model makes no images, or a value is unknown or out of range.
+      InputError: the model makes no images, a value is unknown or out of range, or there is no such autoencoder.
     """
     config = made.config.get("sample")
     if config is None:
@@ -39,11 +40,13 @@ def check(made: Experiment) -> None:
     one_of(config.sampler, sampling.SAMPLERS, "sample.sampler")
     noise.spread(diffusion.schedule(made), config.steps)
     labels(made)
+    decoding.check(made)
     for field, least, most in (
         ("each", 1, 10000),
         ("batch", 1, 2**20),
         ("seed", 0, 2**31 - 1),
         ("guidance", 0.0, 1e3),
+        ("fid_guidance", 0.0, 1e3),
         ("fid", 0, 10**7),
     ):
         if not least <= config[field] <= most:
@@ -73,7 +76,7 @@ def sample(run: Run, folder: Path) -> None:
     drawn = {}
     for stage, name in EVALUATED.items():
         if run.workdir.done(stage):
-            drawn[name] = draw(run, stage, wanted, config.seed)
+            drawn[name] = np.concatenate(list(draw(run, stage, wanted, config.seed, config.guidance)))
             run.say(f"sample: {name}, {len(wanted)} images in {config.steps} steps of {config.sampler}")
     np.savez(folder / "samples.npz", label=wanted, **drawn)
     again = functools.partial(draw, run)
@@ -81,17 +84,19 @@ def sample(run: Run, folder: Path) -> None:
     if decode is None:
         run.say(f"sample: no picture, {reason}; the latents are in {folder / 'samples.npz'}")
         return
-    path = run.workdir.root / "samples.png"
-    picture({STAGES[name]: decode(images) for name, images in drawn.items()}, labels(made)).save(path)
-    run.say(f"sample: {path}, a row for each class, {' | '.join(STAGES[name] for name in drawn)}")
+    rows, each = SHOWN
+    shown = np.arange(len(wanted)).reshape(-1, config.each)[:rows, :each].ravel()
+    path = folder / "samples.png"
+    picture({STAGES[name]: decode(images[shown]) for name, images in drawn.items()}, labels(made)[:rows]).save(path)
+    of = f"{len(shown)} of {len(wanted)}, " if len(shown) < len(wanted) else ""
+    run.say(f"sample: {path}, {of}a row for each class, {' | '.join(STAGES[name] for name in drawn)}")
 
 
-def draw(run: Run, stage: str, wanted: np.ndarray, seed: int) -> np.ndarray:
-    """Draw an image for every label with the model that a stage left: float32 [n, h, h, C]."""
+def draw(run: Run, stage: str, wanted: np.ndarray, seed: int, guidance: float) -> Iterator[np.ndarray]:
+    """Draw an image for every label with the model that a stage left, float32 [b, h, h, C] a batch."""
     made, config = run.made, run.made.config.sample
     model, params = run.model(dense=stage in ("dense", "continue")), run.params(stage)
     size = min(config.batch, len(wanted))
-    found = []
     for start in range(0, len(wanted), size):
         part = wanted[start : start + size]
         images = sampling.sample(
@@ -102,11 +107,10 @@ def draw(run: Run, stage: str, wanted: np.ndarray, seed: int) -> np.ndarray:
             diffusion.schedule(made),
             steps=config.steps,
             sampler=config.sampler,
-            guidance=config.guidance,
+            guidance=guidance,
             clip=made.config.data.source != latents.SOURCE,
         )
-        found.append(np.asarray(images)[: len(part)])
-    return np.concatenate(found)
+        yield np.asarray(images)[: len(part)]
 
 
 def picture(drawn: Mapping[str, np.ndarray], rows: list[int]) -> Any:

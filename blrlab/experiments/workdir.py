@@ -31,6 +31,8 @@ OF_FACTORS = (".factor_rates", ".decay", ".distil", ".distil_weight", ".temperat
 OUTDATED = ".outdated-"
 # Of a budget, what says what is measured, and not how much there is to spend.
 MEASURED = ("budget.formats", "budget.blocks", "budget.multiple", "budget.sensitivity")
+# What a denoiser's loss depends on, and so what its data's hash tells apart.
+OF_NOISE = ("noise.steps", "noise.first", "noise.last", "model.size", "model.out_channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("data", "data.json", ("data", "init_from")),
+    Stage("data", "data.json", ("data", "init_from", *OF_NOISE)),
     Stage("dense", "params", ("model", "train", "seed", "noise"), ("data",), dense=True),
     Stage("curves", "losses.json", (*MEASURED, "rules", "compress"), ("dense",), named_only=True),
     Stage("allocate", "plan.json", ("budget", "rules"), ("dense", "curves"), named_only=True),
@@ -178,7 +180,7 @@ class Workdir:
             folder = self.path(name)
             if self.stored(name) is None and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
                 raise InputError(f"{folder} is in the way, and no stage made it: take another --workdir.")
-        changes = [change for stage in KEPT for change in self.differences(stage)]
+        changes = list(dict.fromkeys(change for stage in KEPT for change in self.differences(stage)))
         if changes and self.stored("dense"):
             raise InputError(
                 f"{self.root} holds a dense model made otherwise ({'; '.join(changes)}): "

@@ -10,7 +10,7 @@ import pytest
 
 from blrlab import records, train
 from blrlab.data import images
-from blrlab.experiments import build, command, fid, run, workdir
+from blrlab.experiments import build, command, fid, run, sample_stage, workdir
 from blrlab.experiments.decoding import pixels
 from blrlab.models import dit, hf
 
@@ -80,7 +80,46 @@ def test_a_run_leaves_records_samples_and_a_report(finished):
     assert all("images_per_s" in row for row in rows(finished, "train"))
     page = (finished / "report.html").read_text()
     assert "bits/value" in page
-    assert "loss (mse + vb)" in page
+    assert "loss (mse + T/1000 vb)" in page
+
+
+def test_the_bound_is_weighed_by_the_steps_of_the_noise(tmp_path):
+    given = flags(stages="data,dense,eval", **{"noise.steps": 500})
+    assert run.main([*given, f"--workdir={tmp_path / 'run'}"]) == 0
+    found = {row["metric"]: row for row in rows(tmp_path / "run", "eval")}
+    loss, mse, vb = (found[metric]["value"] for metric in ("loss", "mse", "vb"))
+    assert loss == pytest.approx(mse + 0.5 * vb, rel=1e-5)
+    assert found["loss"]["unit"] == "mse + T/1000 vb"
+
+
+def _hash(folder, **fields):
+    config = command.load(flags(**fields))[0]
+    made = build.experiment(config)
+    folder.mkdir()
+    made.task.prepare(made, folder)
+    return made.task.load(folder).summary["hash"]
+
+
+def test_what_changes_a_loss_changes_the_hash_of_its_data(tmp_path):
+    sizes = {"model.channels": 3, "model.out_channels": 6}
+    changes = ({}, {"noise.steps": 500}, {"noise.first": 2e-4}, {"noise.last": 0.03}, {"model.size": 16}, sizes)
+    of_pictures = [_hash(tmp_path / str(number), **fields) for number, fields in enumerate(changes)]
+    assert len(set(of_pictures)) == len(changes)
+    assert _hash(tmp_path / "again", **{"noise.dropped": 0.5, "data.scale": 0.1}) == of_pictures[0]
+    assert images.prepare(tmp_path / "images", "digits", valid_fraction=0.2).summary["hash"] not in of_pictures
+    given = {**LATENTS, "data.path": _latents(tmp_path / "pets")}
+    scales = [_hash(tmp_path / f"of {scale}", **{**given, "data.scale": scale}) for scale in (0.5, 1.0)]
+    assert scales[0] != scales[1]
+
+
+def test_other_noise_is_other_data(tmp_path, capsys):
+    """The hash is written with the data, so they are prepared anew; under a model they stay as they are."""
+    folder, hashes = tmp_path / "run", []
+    for steps in (1000, 500):
+        assert run.main([*flags(stages="data", **{"noise.steps": steps}), f"--workdir={folder}"]) == 0
+        hashes.append(images.load(folder / "data").summary["hash"])
+    assert hashes[0] != hashes[1]
+    assert "noise.steps: 1000 -> 500: running again from data on" in capsys.readouterr().out
 
 
 def test_all_models_draw_from_the_same_noise(finished):
@@ -93,19 +132,32 @@ def test_all_models_draw_from_the_same_noise(finished):
     # Six steps leave the model near its start, which foresees the same from the same noise.
     apart = np.abs(drawn["dense"] - drawn["compressed"]).mean()
     assert 0 < apart < 0.5 * np.abs(drawn["dense"] - np.roll(drawn["dense"], 1, axis=0)).mean()
-    with Image.open(finished / "samples.png") as sheet:
+    with Image.open(finished / "sample" / "samples.png") as sheet:
         assert sheet.size == (34 + 4 * (2 * 50 + 12), 18 + 10 * 50)
+
+
+def test_many_images_are_drawn_and_some_of_them_shown(finished, monkeypatch, capsys):
+    monkeypatch.setattr(sample_stage, "SHOWN", (2, 3))
+    given = flags(**{"sample.each": 5, "sample.steps": 1, "sample.labels": "3,7,9", "stages": "sample"})
+    assert run.main([*given, f"--workdir={finished}"]) == 0
+    assert "6 of 15, a row for each class" in capsys.readouterr().out
+    drawn = np.load(finished / "sample" / "samples.npz")
+    assert drawn["dense"].shape == (15, 8, 8, 1)
+    with Image.open(finished / "sample" / "samples.png") as sheet:
+        assert sheet.size == (34 + 4 * (3 * 50 + 12), 18 + 2 * 50)
+        third = np.asarray(sheet)[18 + 50 : 18 + 50 + 48 : 6, 34 + 100 : 34 + 100 + 48 : 6]
+    np.testing.assert_array_equal(third, pixels(drawn["dense"][5 + 2]))
 
 
 def test_a_change_of_sampling_draws_again_and_trains_nothing(finished, capsys):
     changed = flags(**{"sample.sampler": "ddim", "sample.guidance": 1, "sample.labels": "3, 7", "stages": "sample"})
-    before = (finished / "samples.png").read_bytes()
+    before = (finished / "sample" / "samples.png").read_bytes()
     assert run.main([*changed, f"--workdir={finished}"]) == 0
     out = capsys.readouterr().out
     assert "running again from sample on" in out
     assert "step 6/6" not in out
     assert np.load(finished / "sample" / "samples.npz")["label"].tolist() == [3, 3, 7, 7]
-    assert (finished / "samples.png").read_bytes() != before
+    assert (finished / "sample" / "samples.png").read_bytes() != before
 
 
 def test_a_killed_healing_goes_on_to_the_same_average(finished, tmp_path, monkeypatch, capsys):
@@ -194,7 +246,7 @@ def test_latents_stay_latents_without_an_autoencoder(tmp_path, capsys):
     assert "32 + 8 latents of 2 classes" in out
     assert "no picture, sample.vae names no autoencoder" in out
     assert np.load(tmp_path / "run" / "sample" / "samples.npz")["dense"].shape == (4, 8, 8, 4)
-    assert not (tmp_path / "run" / "samples.png").exists()
+    assert not (tmp_path / "run" / "sample" / "samples.png").exists()
     diffusers, torch = pytest.importorskip("diffusers"), pytest.importorskip("torch")
     torch.manual_seed(0)
     model = diffusers.AutoencoderKL(block_out_channels=(32, 32), down_block_types=("DownEncoderBlock2D",) * 2,
@@ -202,15 +254,40 @@ def test_latents_stay_latents_without_an_autoencoder(tmp_path, capsys):
     model.save_pretrained(tmp_path / "vae")
     drawing = [f"--workdir={tmp_path / 'run'}", "--config.stages=sample", f"--config.sample.vae={tmp_path / 'vae'}"]
     assert run.main([*given, *drawing]) == 0
-    with Image.open(tmp_path / "run" / "samples.png") as opened_sheet:
+    with Image.open(tmp_path / "run" / "sample" / "samples.png") as opened_sheet:
         sheet = np.asarray(opened_sheet)
     drawn = np.load(tmp_path / "run" / "sample" / "samples.npz")["dense"]
     with torch.no_grad():
         wanted = model.eval().decode(torch.from_numpy(drawn[:1]).movedim(-1, 1) / 0.5).sample[0].movedim(0, -1)
     # An image of 16 x 16 is drawn three times as large, at the first place.
     np.testing.assert_allclose(sheet[18 : 18 + 48 : 3, 34 : 34 + 48 : 3], pixels(wanted.numpy()), atol=1)
-    assert run.main([*given, *drawing[:2], f"--config.sample.vae={tmp_path / 'pets'}"]) == 2
+    (tmp_path / "vae" / "config.json").write_text("{")
+    assert run.main([*given, *drawing, "--config.sample.seed=1"]) == 2
     assert "is no autoencoder that diffusers can load" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "sample" / "samples.png").exists()
+
+
+@pytest.mark.parametrize("vae", ["{}/pets", "{}/absent", "./absent", "~/absent"])
+def test_a_folder_without_an_autoencoder_is_refused_before_training(tmp_path, vae, capsys):
+    path = _latents(tmp_path / "pets")
+    given = flags(**LATENTS, **{"data.path": path, "sample.vae": vae.format(tmp_path)})
+    assert run.main([*given, f"--workdir={tmp_path / 'run'}"]) == 2
+    assert "has no config.json: give the folder of an autoencoder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_little_memory_for_pictures_is_answered(finished, monkeypatch, capsys):
+    def decode(images):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("blrlab.experiments.decoding.pixels", decode)
+    given = flags(stages="sample", **{"sample.labels": 1, "sample.steps": 1})
+    assert run.main([*given, f"--workdir={finished}"]) == 2
+    assert "error: out of memory: lower the batch of" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr("blrlab.experiments.decoding.pixels", lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.main([*given, f"--workdir={finished}"])
 
 
 @pytest.mark.parametrize("name", ["DiTTransformer2DModel", "dit_original"])
@@ -248,6 +325,7 @@ def test_a_pretrained_dit_is_compressed_and_learns_from_its_blocks(tmp_path, nam
         ({"sample.labels": "1,10"}, 'sample.labels is numbers of classes, 0 to 9, commas between; not "1,10"'),
         ({"sample.each": 0}, "config.sample.each is 0"),
         ({"sample.guidance": -1}, "config.sample.guidance is -1"),
+        ({"sample.fid_guidance": -1}, "config.sample.fid_guidance is -1"),
         ({"sample.fid": 1}, "config.sample.fid is 1; a distance needs at least 2 images"),
         ({"model.size": 7}, "patch of 4 does not divide its size of 7"),
         ({"model.family": "dti"}, 'Did you mean "dit"'),
@@ -278,8 +356,17 @@ def test_other_models_draw_nothing(tmp_path, capsys):
 class Distance:
     """What torchmetrics' distance is asked to do, with means of pixels in the place of features."""
 
-    def reset(self):
+    device = "cpu"
+
+    def __init__(self, reset_real_features):
+        assert not reset_real_features
         self.seen = {True: [], False: []}
+
+    def to(self, device):
+        return self
+
+    def reset(self):
+        self.seen[False] = []
 
     def update(self, pictures, real):
         assert str(pictures.dtype) == "torch.uint8"
@@ -294,26 +381,60 @@ class Distance:
         return real.mean()
 
 
-def test_the_distance_is_skipped_with_its_reason_or_recorded(finished, monkeypatch, capsys):
+def _metric(monkeypatch, made):
+    for name in ("torchmetrics", "torchmetrics.image", "torchmetrics.image.fid"):
+        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(FrechetInceptionDistance=made))
+
+
+def test_the_distance_is_recorded_with_how_images_were_drawn(finished, monkeypatch):
+    decoded, guidances, sampled = [], [], sample_stage.sampling.sample
+
+    def counted(images):
+        decoded.append(len(images))
+        return pixels(images)
+
+    def watched(*arguments, guidance, **options):
+        guidances.append(guidance)
+        return sampled(*arguments, guidance=guidance, **options)
+
+    _metric(monkeypatch, Distance)
+    monkeypatch.setattr("blrlab.experiments.decoding.pixels", counted)
+    monkeypatch.setattr(sample_stage.sampling, "sample", watched)
+    given = flags(stages="sample", **{"sample.fid": 70, "sample.sampler": "ddim", "sample.labels": "1"})
+    assert run.main([*given, f"--workdir={finished}"]) == 0
+    found = rows(finished / "sample", "eval")
+    stages = ["dense", "dense_continued", "compressed", "healed"]
+    assert [(row["stage"], row["metric"], row["examples"]) for row in found] == [(name, "fid", 70) for name in stages]
+    assert {row["unit"] for row in found} == {"to 70 images, ddim 3, guidance 1"}
+    # The picture is guided, what is measured is not; what is held out is decoded once, each model's in batches.
+    assert guidances == [2.0] * 4 + [1.0] * 5 * 4
+    assert decoded == [64, 6, *[16, 16, 16, 16, 6] * 4, 2, 2, 2, 2]
+    held = images.held_out(images.load(finished / "data").valid, 8, 1, 70)["image"]
+    assert [row["value"] for row in found] == pytest.approx([pixels(held).mean()] * 4)
+
+
+def test_a_distance_that_cannot_be_is_skipped_with_its_reason(finished, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
-    arguments = [*flags(stages="sample", **{"sample.fid": 12}), f"--workdir={finished}"]
-    assert run.main(arguments) == 0
+    given = [*flags(stages="sample", **{"sample.fid": 12, "sample.labels": "2"}), f"--workdir={finished}"]
+    assert run.main(given) == 0
     assert "FID skipped: torchmetrics" in capsys.readouterr().out
     assert rows(finished / "sample", "eval") == []
-    for name in ("torchmetrics", "torchmetrics.image", "torchmetrics.image.fid"):
-        monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(FrechetInceptionDistance=Distance))
-    assert run.main([*arguments, "--config.sample.fid=70"]) == 0
-    found = rows(finished / "sample", "eval")
-    assert [(row["stage"], row["metric"], row["examples"]) for row in found] == [
-        (stage, "fid", 70) for stage in ("dense", "dense_continued", "compressed", "healed")
-    ]
-    held = images.held_out(images.load(finished / "data").valid, 8, 1, 70)["image"]
-    assert found[0]["unit"] == "to 70 images"
-    assert found[0]["value"] == pytest.approx(pixels(held).mean())
 
-    def absent():
+    def absent(reset_real_features):
         raise ModuleNotFoundError("FrechetInceptionDistance requires that Torch-fidelity is installed")
 
-    broken = types.SimpleNamespace(FrechetInceptionDistance=absent)
-    monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", broken)
-    assert fid.measure_or_reason() == (None, "FrechetInceptionDistance requires that Torch-fidelity is installed")
+    _metric(monkeypatch, absent)
+    assert fid.metric_or_reason() == (None, "FrechetInceptionDistance requires that Torch-fidelity is installed")
+
+
+def test_one_image_held_out_has_no_distance(finished, monkeypatch, capsys):
+    _metric(monkeypatch, Distance)
+    held = images.Images.__init__
+
+    def one(self, train, valid, summary):
+        held(self, train, valid.at([0]), summary)
+
+    monkeypatch.setattr(images.Images, "__init__", one)
+    given = flags(stages="sample", **{"sample.fid": 70, "sample.labels": "4"})
+    assert run.main([*given, f"--workdir={finished}"]) == 0
+    assert "FID skipped: 1 image is held out, and a distance needs at least 2" in capsys.readouterr().out

@@ -399,20 +399,20 @@ def test_denoisers_are_told_by_their_error_and_bound(build):
     rows = [build.env(), *build.compression()]
     shared = {"kind": "eval", "split": "validation", "data_hash": "9f2c51d07ab34e81", "stage": "dense"}
     for metric, value, unit, examples in (
-        ("loss", 0.0906, "mse + vb", 359),
+        ("loss", 0.0906, "mse + T/1000 vb", 359),
         ("mse", 0.0871, "per value", 359),
         ("vb", 0.0035, "bits/value", 359),
         ("fid", 12.5, "to 359 images", 5000),
     ):
         rows.append({**shared, "metric": metric, "value": value, "unit": unit, "examples": examples})
     (table,) = quality_tables("9f2c51d07ab34e81", "a GPU", split_runs(rows))
-    cells = {title: table.cells(title) for title in ("loss\nmse + vb", "noise\nMSE", "bound\nbits/value", "FID")}
+    cells = {title: table.cells(title) for title in ("loss\nmse + T/1000 vb", "noise\nMSE", "bound\nbits/value", "FID")}
     assert list(cells.values()) == [["0.091"], ["0.087"], ["0.004"], ["12.500"]]
     titles = {column.title for column in table.columns}
     assert not [title for title in titles if title.startswith(("perplexity", "bits", "top"))]
     assert "359 images" in table.title
     (run,) = split_runs([*rows, *build.train("dense", 40, 1.0, 0.1)])
-    assert "loss (mse + vb)" in words_of(loss_figure(run))
+    assert "loss (mse + T/1000 vb)" in words_of(loss_figure(run))
     (of_text,) = quality_tables("x", "a GPU", split_runs([build.env(), *build.evaluation("dense", 1.2)]))
     assert not {"FID", "noise\nMSE"} & {column.title for column in of_text.columns}
 

@@ -1,5 +1,9 @@
 """Diffusion: images or latents with labels, the noise in them and its variance."""
 
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +11,13 @@ import numpy as np
 
 from blrlab import train
 from blrlab.data import Stream, images, latents
+from blrlab.data.batches import evenly
 from blrlab.data.images import ImageBatches
 from blrlab.data.latents import LatentBatches, Latents
 from blrlab.errors import InputError, one_of
 from blrlab.experiments.tasks import Dataset, Metric, Task
 from blrlab.models.noise import Schedule
+from blrlab.records import write_text
 from blrlab.train import Objective
 
 if TYPE_CHECKING:
@@ -67,9 +73,21 @@ def _prepare(made: "Experiment", folder: Path) -> str:
         raise InputError(
             f"the data has {len(summary['classes'])} classes, the model {model.classes}: set model.classes."
         )
+    summary = _told_apart(made, folder, summary)
     what = "latents" if config.source == latents.SOURCE else "images"
     counts = f"{summary['train']:,} + {summary['valid']:,} {what} of {len(summary['classes'])} classes"
     return f"{summary['source']}, {counts}, hash {summary['hash'][:12]}"
+
+
+def _told_apart(made: "Experiment", folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """Mix into the data's hash what else a denoiser's loss depends on, so that unlike losses share no table."""
+    config, model = made.config.data, made.model
+    scale = config.scale if config.source == latents.SOURCE else 1.0
+    told = (*dataclasses.astuple(schedule(made)), model.size, model.out_channels, scale)
+    mixed = hashlib.sha256(f"{summary['hash']} {told}".encode()).hexdigest()
+    summary = {**summary, "hash": mixed}
+    write_text(folder / "data.json", json.dumps(summary, indent=1))
+    return summary
 
 
 def _check_latents(shape: tuple[int, ...], model: Any) -> None:
@@ -99,16 +117,25 @@ def _batches(made: "Experiment", dataset: Any, batch: int, seed: int) -> Stream:
     )
 
 
+def _examples(made: "Experiment", part: Any, most: int) -> dict[str, np.ndarray]:
+    if isinstance(part, latents.Part):
+        return latents.held_out(part, most, made.config.data.scale)
+    return images.held_out(part, made.model.size, made.model.channels, most, WHOLE)
+
+
+def held_out_images(made: "Experiment", dataset: Any, most: int, batch: int) -> Iterator[np.ndarray]:
+    """Yield the images [n, h, h, C] of up to `most` held-out examples, those of evaluation, `batch` at a time."""
+    chosen = evenly(len(dataset.valid), most)
+    for start in range(0, len(chosen), batch):
+        yield _examples(made, dataset.valid.at(chosen[start : start + batch]), batch)["image"]
+
+
 def _fixed(made: "Experiment", dataset: Any, part: str, most: int) -> dict[str, np.ndarray]:
     """Return examples of a part with a time and noise of their own, which are the same at every call.
 
     The times are spread evenly over the examples, in no order: fewer of them than of draws tell the mean as well.
     """
-    config, model, given = made.config.data, made.model, getattr(dataset, part)
-    if isinstance(dataset, Latents):
-        found = latents.held_out(given, most, config.scale)
-    else:
-        found = images.held_out(given, model.size, model.channels, most, WHOLE)
+    found = _examples(made, getattr(dataset, part), most)
     count, random = len(found["label"]), np.random.default_rng(0)
     times = random.permutation(((np.arange(count) + 0.5) * made.config.noise.steps / count).astype(np.int32))
     return {**found, "time": times, "noise": random.standard_normal(found["image"].shape, np.float32)}
@@ -121,7 +148,7 @@ def _objective(made: "Experiment", training: bool) -> Objective:
 
 def _metrics(made: "Experiment", dataset: Dataset, measured: dict[str, float], examples: Any) -> list[Metric]:
     return [
-        ("loss", measured["loss"], "mse + vb"),
+        ("loss", measured["loss"], "mse + T/1000 vb"),
         ("mse", measured["mse"], "per value"),
         ("vb", measured["vb"], "bits/value"),
     ]

@@ -7,7 +7,7 @@ from blrlab.report.groups import Run, finite, labels, text
 from blrlab.report.summary.quality import Quality, quality_rows, splits
 from blrlab.report.tables.table import Column, Table
 
-DENOISING = "mse + vb"  # the unit of a denoiser's loss
+DENOISING = "mse + T/1000 vb"  # the unit of a denoiser's loss, T the steps of its noise
 
 
 def quality_tables(data_hash: str, device: str, runs: list[Run]) -> list[Table]:
