@@ -112,7 +112,7 @@ def test_what_changes_a_loss_changes_the_hash_of_its_data(tmp_path):
     assert scales[0] != scales[1]
 
 
-def test_other_noise_is_other_data(tmp_path, capsys):
+def test_other_noise_is_other_data(finished, tmp_path, capsys):
     """The hash is written with the data, so they are prepared anew; under a model they stay as they are."""
     folder, hashes = tmp_path / "run", []
     for steps in (1000, 500):
@@ -120,6 +120,8 @@ def test_other_noise_is_other_data(tmp_path, capsys):
         hashes.append(images.load(folder / "data").summary["hash"])
     assert hashes[0] != hashes[1]
     assert "noise.steps: 1000 -> 500: running again from data on" in capsys.readouterr().out
+    assert run.main([*flags(**{"noise.steps": 500}), f"--workdir={finished}"]) == 2
+    assert "holds a dense model made otherwise (noise.steps: 1000 -> 500):" in capsys.readouterr().err
 
 
 def test_all_models_draw_from_the_same_noise(finished):
