@@ -336,4 +336,5 @@ def _interpret(row: Row, found: interpreted.Verdict) -> None:
         return
     row |= {name: finite(found[name]) for name in ERRORS}
     row["passed"] = found["passed"]
-    row["reason"] = "no GPU: verified in the interpreter (float32, random factors), not timed"
+    few = min(row["tokens"], interpreted.MOST_TOKENS)
+    row["reason"] = f"no GPU: verified in the interpreter (float32, random factors, {few} tokens), not timed"

@@ -74,6 +74,12 @@ def test_all_layers_are_one_child_and_rows_come_in_their_order(monkeypatch: pyte
     ]
 
 
+def test_of_many_tokens_a_few_are_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = answer(monkeypatch, json.dumps(ROW) + "\n")
+    assert interpreted.verify([(MONARCH._replace(tokens=384), IMPL)]) == [ROW]
+    assert commands[0][-1] == f"--shape=monarch:{interpreted.MOST_TOKENS}x24x36:b3x2:r4"
+
+
 def test_implementations_are_a_child_each_and_verdicts_find_back_to_their_layers(monkeypatch) -> None:
     commands: list[list[str]] = []
 

@@ -402,7 +402,7 @@ def test_triton_is_verified_without_a_gpu_in_one_go_and_never_timed(group, setti
     passed, late = found[0][-1], found[1][-1]
     assert {name: passed[name] for name in FOUND} == FOUND
     assert passed["passed"] is True
-    assert passed["reason"] == "no GPU: verified in the interpreter (float32, random factors), not timed"
+    assert passed["reason"] == "no GPU: verified in the interpreter (float32, random factors, 7 tokens), not timed"
     assert (late["passed"], late["error"]) == (None, None)
     assert late["reason"] == "no GPU; Triton's interpreter took longer than 600 s"
 
