@@ -2,7 +2,7 @@
 
     python -m blrlab.experiments.run --config=configs/gpt2_blast.py
 
-Scales: `:small` (1.9 million parameters; 4 minutes on two CPU cores) and `:full` (GPT2-S, a GPU); without one the
+Scales: `:small` (1.9 million parameters; 4 to 7 minutes on two CPU cores) and `:full` (GPT2-S, a GPU); without one the
 command picks. Expect layers 3.02x smaller and, dense -> compressed -> healed, a validation loss near
 1.90 -> 1.90 -> 1.82 nats/byte at small.
 """
