@@ -11,16 +11,11 @@ Descriptors, tiles in brackets: x [n, i] (64, BK), V [b1, b2, r', p] (1, 1, R, B
 # Kernels are Gluon, which reads as Python of other types.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false
 
+from product import unit_of
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma, warpgroup_mma, warpgroup_mma_wait
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-
-
-@gluon.jit
-def tile_of(tile, row_tiles, column_tiles):
-    """Return output block, tile of its columns and tile of tokens; tokens go fastest."""
-    return tile // (row_tiles * column_tiles), (tile // row_tiles) % column_tiles, tile % row_tiles
 
 
 @gluon.jit
@@ -36,7 +31,7 @@ def load_tiles(
     at = 0
     at_U = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, columns, rows = tile_of(tile, row_tiles, column_tiles)
+        block, columns, rows = unit_of(tile, row_tiles, column_tiles)
         for source in range(B1):
             for chunk in range(CHUNKS):
                 slot = at % SLOTS
@@ -74,7 +69,7 @@ def multiply(
     at = 0
     at_U = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, columns, rows = tile_of(tile, row_tiles, column_tiles)
+        block, columns, rows = unit_of(tile, row_tiles, column_tiles)
         total = gl.zeros([64, BQ], gl.float32, outer)
         for _ in range(B1):
             between = gl.zeros([64, R], gl.float32, inner)

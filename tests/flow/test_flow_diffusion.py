@@ -1,5 +1,6 @@
 """An experiment on DiT: from images or latents to samples and a report, tiny; what it draws, and what it refuses."""
 
+import json
 import shutil
 import sys
 import types
@@ -304,6 +305,22 @@ def test_a_pretrained_dit_is_compressed_and_learns_from_its_blocks(tmp_path, nam
     rows_of = records.read(tmp_path / "run" / "heal" / "records.jsonl") if shift else []
     assert all(row["distil_loss"] >= 0 and row["loss"] > 0 for row in rows_of)
     assert len(rows_of) == 2 * shift
+
+
+def test_a_hugging_face_dataset_is_opened_again(tmp_path, monkeypatch):
+    """What is mixed into the hash leaves the dataset's name where it is."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(num_classes=10)})
+    pixels = [Image.fromarray(np.full((8, 8), 20 * index, np.uint8)) for index in range(10)]
+    part = datasets.Dataset.from_dict({"image": pixels, "label": list(range(10))}, features=features)
+    both = datasets.DatasetDict({"train": part, "validation": part})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, subset: both)
+    fields = {"data.source": "huggingface", "data.name": "some/pictures", "stages": "data,dense"}
+    given = [*flags(**fields), f"--workdir={tmp_path / 'run'}"]
+    assert run.main(given) == 0
+    assert run.main(given) == 0  # from what is there
+    found = json.loads((tmp_path / "run" / "data" / "data.json").read_text())
+    assert (found["name"], found["train"], found["valid"]) == ("some/pictures", 10, 10)
 
 
 @pytest.mark.parametrize(

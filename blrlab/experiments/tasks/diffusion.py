@@ -16,6 +16,7 @@ from blrlab.data.images import ImageBatches
 from blrlab.data.latents import LatentBatches, Latents
 from blrlab.errors import InputError, one_of
 from blrlab.experiments.tasks import Dataset, Metric, Task
+from blrlab.experiments.tasks import images as pictures
 from blrlab.models.noise import Schedule
 from blrlab.records import write_text
 from blrlab.train import Objective
@@ -56,37 +57,26 @@ def _check(made: "Experiment") -> None:
 
 
 def _prepare(made: "Experiment", folder: Path) -> str:
-    config, model = made.config.data, made.model
-    if config.source == latents.SOURCE:
-        summary = latents.prepare(folder, config.path, config.valid_fraction).summary
-        _check_latents(tuple(summary["shape"]), model)
-    else:
-        summary = images.prepare(
-            folder,
-            config.source,
-            path=config.path if config.source == "folder" else "",
-            name=config.name if config.source == "huggingface" else "",
-            subset=config.subset if config.source == "huggingface" else "",
-            valid_fraction=config.valid_fraction,
-        ).summary
-    if len(summary["classes"]) != model.classes:
-        raise InputError(
-            f"the data has {len(summary['classes'])} classes, the model {model.classes}: set model.classes."
-        )
-    summary = _told_apart(made, folder, summary)
-    what = "latents" if config.source == latents.SOURCE else "images"
-    counts = f"{summary['train']:,} + {summary['valid']:,} {what} of {len(summary['classes'])} classes"
-    return f"{summary['source']}, {counts}, hash {summary['hash'][:12]}"
+    config = made.config.data
+    if config.source != latents.SOURCE:
+        pictures.prepared(made, folder)
+        return pictures.told(made, _told_apart(made, folder))
+    summary = latents.prepare(folder, config.path, config.valid_fraction).summary
+    _check_latents(tuple(summary["shape"]), made.model)
+    return pictures.told(made, _told_apart(made, folder), "latents")
 
 
-def _told_apart(made: "Experiment", folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
-    """Mix into the data's hash what else a denoiser's loss depends on, so that unlike losses share no table."""
-    config, model = made.config.data, made.model
+def _told_apart(made: "Experiment", folder: Path) -> dict[str, Any]:
+    """Mix into the data's hash what else a denoiser's loss depends on, so that unlike losses share no table.
+
+    Nothing else of what was prepared changes: it says how the data is opened again.
+    """
+    config, model, file = made.config.data, made.model, folder / "data.json"
+    summary = json.loads(file.read_text(encoding="utf-8"))
     scale = config.scale if config.source == latents.SOURCE else 1.0
-    told = (*dataclasses.astuple(schedule(made)), model.size, model.out_channels, scale)
-    mixed = hashlib.sha256(f"{summary['hash']} {told}".encode()).hexdigest()
-    summary = {**summary, "hash": mixed}
-    write_text(folder / "data.json", json.dumps(summary, indent=1))
+    also = (*dataclasses.astuple(schedule(made)), model.size, model.out_channels, scale)
+    summary["hash"] = hashlib.sha256(f"{summary['hash']} {also}".encode()).hexdigest()
+    write_text(file, json.dumps(summary, indent=1))
     return summary
 
 

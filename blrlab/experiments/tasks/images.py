@@ -1,5 +1,6 @@
 """Image classification: pictures with labels, the share of right answers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,8 @@ def _check(made: "Experiment") -> None:
             raise InputError(f"config.{field} is {value}; it must lie between {least:g} and {most:g}.")
 
 
-def _prepare(made: "Experiment", folder: Path) -> str:
+def prepared(made: "Experiment", folder: Path) -> dict[str, Any]:
+    """Prepare the pictures of a config's source, and return their summary."""
     config = made.config.data
     found = images.prepare(
         folder,
@@ -41,13 +43,24 @@ def _prepare(made: "Experiment", folder: Path) -> str:
         subset=config.subset if config.source == "huggingface" else "",
         valid_fraction=config.valid_fraction,
     )
-    summary = found.summary
-    if len(summary["classes"]) != made.model.classes:
-        raise InputError(
-            f"the data has {len(summary['classes'])} classes, the model {made.model.classes}: set model.classes."
-        )
-    counts = f"{summary['train']:,} + {summary['valid']:,} images of {len(summary['classes'])} classes"
+    return found.summary
+
+
+def told(made: "Experiment", summary: Mapping[str, Any], what: str = "images") -> str:
+    """Write a sentence on prepared data.
+
+    Raises:
+      InputError: it has more or fewer classes than the model.
+    """
+    classes = len(summary["classes"])
+    if classes != made.model.classes:
+        raise InputError(f"the data has {classes} classes, the model {made.model.classes}: set model.classes.")
+    counts = f"{summary['train']:,} + {summary['valid']:,} {what} of {classes} classes"
     return f"{summary['source']}, {counts}, hash {summary['hash'][:12]}"
+
+
+def _prepare(made: "Experiment", folder: Path) -> str:
+    return told(made, prepared(made, folder))
 
 
 def _batches(made: "Experiment", dataset: Images, batch: int, seed: int) -> ImageBatches:
