@@ -11,6 +11,8 @@ Device = Any  # a jax.Device, which type checkers take for a variable
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+THREADS = "blrlab.compress.deal"  # the name of every thread that works on a device
+
 
 def deal(
     jobs: Sequence[Job], work: Callable[[Job, Device], Result], devices: Sequence[Device]
@@ -54,7 +56,7 @@ def deal(
                 return hand_over(None, problem)
 
     for device in devices:
-        threading.Thread(target=run, args=(device,), daemon=True).start()
+        threading.Thread(target=run, args=(device,), name=THREADS, daemon=True).start()
     try:
         for _ in jobs:
             result, problem = done.get()

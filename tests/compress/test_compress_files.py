@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from blrlab import compress, factors, records
 from blrlab.compress import __main__ as command
-from blrlab.compress import folder, naming, request, streaming
+from blrlab.compress import deal, folder, naming, request, streaming
 from blrlab.errors import InputError
 from blrlab.models.hf import stored
 from blrlab.models.hf.stored import Content
@@ -65,6 +66,13 @@ def fits(monkeypatch):
 
     monkeypatch.setattr(streaming, "compress_layer", counted)
     return seen
+
+
+def _let_finish():
+    """Wait for the fits that an interrupted run has under way, which this process would still count."""
+    for thread in threading.enumerate():
+        if thread.name == deal.THREADS:
+            thread.join()
 
 
 @pytest.mark.parametrize(
@@ -194,6 +202,7 @@ def test_a_kill_at_any_write_costs_one_matrix(checkpoints, tmp_path, monkeypatch
             count = _killed_at(patch, number, late)
             with contextlib.suppress(Killed):
                 _run(checkpoints / "llama", out, *flags)
+            _let_finish()
             if count[0] < number:
                 break
         kept = {
@@ -222,6 +231,7 @@ def test_what_is_finished_is_not_computed_again(checkpoints, tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(folder.Folder, "add", stopping)
         assert _run(checkpoints / "llama", out, *SMALL) == command.EXIT_STOPPED
+    _let_finish()
     assert "the same command goes on" in capsys.readouterr().err
     assert len(_rows(out)) == 4
     # A kill in the middle of a write leaves this much.
