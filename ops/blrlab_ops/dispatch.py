@@ -1,9 +1,9 @@
 """Which implementation runs: the one place that knows the implementations and what each needs.
 
 An implementation called `name` of a format is the module `blrlab_ops.<format>.<name>`, with `linear(x, *factors,
-bias)` and `pack(*factors)`; names that start with `triton_` are kernels alone, which `launches` describes. `impl=None`
-takes what tuning measured fastest for the layer on this GPU, where it is not measured what `likely` says, and never the
-interpreter.
+bias)` and `pack(*factors)`; names that start with `triton_` are kernels alone, which `launches` describes, and so are
+those that start with `hopper_`, for compute capability 9.0 only. `impl=None` takes what tuning measured fastest for the
+layer on this GPU, where it is not measured what `likely` says, and never the interpreter.
 """
 
 import difflib
@@ -31,7 +31,7 @@ class CannotRun(RuntimeError):
 # From the plainest to the preferred.
 IMPLS = {
     "low_rank": ("ref", "torch_bmm", "triton_streaming", "triton_two_stage"),
-    "monarch": ("ref", "torch_bmm", "triton_fused", "triton_streaming", "triton_two_stage"),
+    "monarch": ("ref", "torch_bmm", "hopper_chained", "triton_fused", "triton_streaming", "triton_two_stage"),
     "blast": (
         "ref",
         "torch_bmm",
@@ -51,6 +51,8 @@ MOST_STREAMED, FEW_BLOCKS, MOST_MIXED = 64, 8, 64
 LARGE_WORK = 2 * 10**9  # tokens x in_features x out_features
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 TRITON_DTYPES = ("float32", "float16", "bfloat16")
+HOPPER_DTYPES = ("float16", "bfloat16")
+HOPPER_TRITON = (3, 6)
 
 
 def impls(format: str) -> tuple[str, ...]:
@@ -125,6 +127,16 @@ def run(
 def is_triton(impl: str) -> bool:
     """Say whether an implementation is a Triton kernel of this package: it fuses an epilogue, and is tuned."""
     return impl.startswith(("triton_", "hopper_"))
+
+
+def is_hopper(impl: str) -> bool:
+    """Say whether an implementation is for compute capability 9.0 alone (H100, H200), and not interpreted."""
+    return impl.startswith("hopper_")
+
+
+def is_portable(impl: str) -> bool:
+    """Say whether an implementation is a Triton kernel of this package for every GPU, and for the interpreter."""
+    return is_triton(impl) and not is_hopper(impl)
 
 
 def needs_triton(impl: str) -> bool:
@@ -227,6 +239,8 @@ def unsuited(impl: str, sizes: Layer) -> str | None:
     work, blocks = sizes.tokens * sizes.in_features * sizes.out_features, max(sizes.blocks)
     if impl == "triton_streaming" and sizes.tokens > MOST_STREAMED:
         return f"streaming is for up to {MOST_STREAMED} tokens: every program takes all of the depth"
+    if impl == "hopper_chained" and sizes.tokens <= MOST_STREAMED:
+        return f"the chained launch is for more than {MOST_STREAMED} tokens: a program takes 128"
     if impl == "triton_late_mixing" and sizes.tokens > 1 and blocks > FEW_BLOCKS:
         return f"late mixing is for up to {FEW_BLOCKS} blocks: the second launch reads the intermediate once a block"
     if impl == "bmm_mixing" and blocks > MOST_MIXED:
@@ -251,32 +265,39 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 @functools.cache
 def _why_not(impl: str, device: str, dtype: str) -> str | None:
-    allowed = TRITON_DTYPES if needs_triton(impl) else DTYPES
+    allowed = HOPPER_DTYPES if is_hopper(impl) else TRITON_DTYPES if needs_triton(impl) else DTYPES
     if dtype not in allowed:
         return f"dtype {dtype} is not one of {allowed}: cast x and the factors to one of these"
-    return _why_not_triton(device, dtype) if needs_triton(impl) else None
+    if not needs_triton(impl):
+        return None
+    problem = _triton_problem() or (_hopper_problem() if is_hopper(impl) else None)
+    return problem or _why_not_triton(device, dtype, hopper=is_hopper(impl))
 
 
-def _why_not_triton(device: str, dtype: str) -> str | None:
-    missing = _triton_problem()
-    if missing:
-        return missing
+def _why_not_triton(device: str, dtype: str, hopper: bool) -> str | None:
     if _interprets():
+        if hopper:
+            return "it is written in Gluon, which Triton's interpreter does not run: use impl='triton_two_stage' there"
         if dtype == "bfloat16":
             return "dtype bfloat16 is wrong in Triton's interpreter, use one of ('float32', 'float16') there"
         return None
     if not device.startswith("cuda"):
-        return (
-            f"device {device!r} is not a CUDA device: move x and the factors to one, use impl='torch_bmm', "
-            "or set TRITON_INTERPRET=1 before Python starts to interpret the kernel (slow, for tests)"
-        )
-    return _why_not_cuda(device)
+        fix = "move x and the factors to one, use impl='torch_bmm'"
+        if not hopper:
+            fix += ", or set TRITON_INTERPRET=1 before Python starts to interpret the kernel (slow, for tests)"
+        return f"device {device!r} is not a CUDA device: {fix}"
+    return _why_not_cuda(device, hopper)
 
 
-def _why_not_cuda(device: str) -> str | None:
+def _why_not_cuda(device: str, hopper: bool) -> str | None:
     if not torch.cuda.is_available():
         return f"device {device!r} is no device that PyTorch finds: check the driver, or use the CPU"
     major, minor = torch.cuda.get_device_capability(device)
+    if hopper and (major, minor) != (9, 0):
+        return (
+            f"it needs compute capability 9.0 (H100, H200) and this device has {major}.{minor}: leave impl out for the "
+            "best that can run"
+        )
     if major < 8:
         return f"compute capability {major}.{minor} is below the 8.0 that is needed: use impl='torch_bmm'"
     compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
@@ -291,6 +312,14 @@ def _triton_problem() -> str | None:
         importlib.import_module("triton.knobs")
     except ImportError as error:
         return f"Triton 3.4 or newer cannot be imported ({error}): pip install 'blrlab-ops[triton]'"
+    return None
+
+
+@functools.cache
+def _hopper_problem() -> str | None:
+    version = importlib.import_module("triton").__version__
+    if tuple(map(int, version.split(".")[:2])) < HOPPER_TRITON:
+        return f"it needs Triton {'.'.join(map(str, HOPPER_TRITON))} or newer, and this is {version}"
     return None
 
 

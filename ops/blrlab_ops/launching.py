@@ -4,6 +4,7 @@ Holding the kernel, its grid and its arguments in one value lets the same code t
 tell, from tensors on the "meta" device, what it would launch.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ class Launch(NamedTuple):
 
     kernel: Any
     programs: int
-    arguments: dict[str, Any]  # tensors, ints and None, as the kernel names them
+    arguments: dict[str, Any]  # tensors, their descriptors, ints and None, as the kernel names them
     constants: dict[str, Any]  # the kernel's tl.constexpr arguments
     warps: int
     stages: int
@@ -72,17 +73,50 @@ def compile_for(launch: Launch, capability: int) -> int:
         signature[name] = "constexpr" if name in constants else _type_of(value)
         if signature[name] == "constexpr":
             constants[name] = value
-        elif isinstance(value, Tensor) or value % 16 == 0:
+        elif isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(launch.kernel.arg_names.index(name),)] = [["tt.divisibility", 16]]
+    if is_gluon(launch):
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     source = ASTSource(launch.kernel, signature, constants, attributes)
     options = {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early}
     return compile(source, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
 
 
+def is_gluon(launch: Launch) -> bool:
+    """Say whether a launch's kernel is written in Gluon, the lower level of Triton, which is not interpreted."""
+    return launch.kernel.is_gluon()
+
+
+def tensor_of(value: Any) -> Tensor | None:
+    """Return the tensor that an argument points into: itself, or what its descriptor describes; None of others."""
+    value = getattr(value, "base", value)
+    return value if isinstance(value, Tensor) else None
+
+
+def moved(descriptor: Any, address: int) -> Any:
+    """Return the descriptor of a tensor like the one described, at another address."""
+    found = copy.copy(descriptor)
+    found.base = _Address(address)
+    return found
+
+
+class _Address:
+    """Stands for a tensor where only its address is asked for."""
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def data_ptr(self) -> int:
+        return self._address
+
+
 def _type_of(value: Any) -> str:
-    names = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int8: "*i8"}
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8"}
     if isinstance(value, Tensor):
-        return names[value.dtype]
+        return f"*{names[value.dtype]}"
+    if tensor_of(value) is not None:
+        tile = ",".join(map(str, value.block_shape))
+        return f"tensordesc<{names[value.base.dtype]}[{tile}],{value.layout!r}>"
     if value is None or value == 1:
         return "constexpr"
     return "i32" if abs(value) < 2**31 else "i64"

@@ -25,11 +25,19 @@ _FRESH = ("aten::empty", "aten::empty_strided", "aten::new_empty", "aten::new_em
 
 
 class Step(NamedTuple):
-    """One launch, `start(*arguments)`, once pointers are set: each (argument, tensor, bytes from its beginning)."""
+    """One launch, `start(*arguments)`, once pointers are set.
+
+    Attributes:
+      start: starts the kernel.
+      arguments: of it; those that `pointers` and `descriptors` name are set in every call.
+      pointers: each (argument, tensor, bytes from its beginning).
+      descriptors: of those, the arguments that describe memory and do not only point to it.
+    """
 
     start: Callable[..., None]
     arguments: list[Any]
     pointers: list[tuple[int, int, int]]
+    descriptors: dict[int, Any]
 
 
 class Plan(NamedTuple):
@@ -43,10 +51,12 @@ class Plan(NamedTuple):
         bases = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         workspace = torch.empty(self.workspace_bytes, dtype=torch.uint8, device=_first(tensors).device)
         bases.append(workspace.data_ptr())
-        for start, arguments, pointers in self.steps:
+        for start, arguments, pointers, descriptors in self.steps:
             filled = arguments.copy()
             for argument, tensor, offset in pointers:
                 filled[argument] = bases[tensor] + offset
+            for argument, descriptor in descriptors.items():
+                filled[argument] = launching.moved(descriptor, filled[argument])
             start(*filled)
 
 
@@ -119,8 +129,8 @@ def prepare(
         named = {**launch.arguments, **launch.constants}
         arguments = [named[name] for name in launch.kernel.arg_names]
         pointers = []
-        for number, value in enumerate(arguments):
-            if not isinstance(value, Tensor):
+        for number, value in enumerate(map(launching.tensor_of, arguments)):
+            if value is None:
                 continue
             at = value.data_ptr()
             inside = [tensor for tensor, (begin, end) in enumerate(extents) if begin <= at < end]
@@ -136,9 +146,11 @@ def prepare(
                 places[storage.data_ptr()] = size
                 size += -(-storage.nbytes() // ALIGNMENT) * ALIGNMENT
             pointers.append((number, len(tensors), places[storage.data_ptr()] + at - storage.data_ptr()))
+        described = {number for number, *_ in pointers if not isinstance(arguments[number], Tensor)}
+        descriptors = {number: launching.moved(arguments[number], 0) for number in described}
         for number, *_ in pointers:
             arguments[number] = 0
-        steps.append(Step(kernel[(launch.programs, 1, 1)], arguments, pointers))
+        steps.append(Step(kernel[(launch.programs, 1, 1)], arguments, pointers, descriptors))
     return Plan(steps, size)
 
 

@@ -292,11 +292,12 @@ def test_every_backend_has_its_formats_and_only_own_kernels_the_closer_budget() 
         "triton_gemv": ("dense",),
         **dict.fromkeys(("int8_streaming", "ref", "torch_bmm", "triton_streaming", "triton_two_stage"), FORMATS[1:]),
         "triton_fused": ("monarch",),
+        "hopper_chained": ("monarch",),
         "triton_late_mixing": ("blast",),
         "triton_three_stage": ("blast",),
         "bmm_mixing": ("blast",),
     }
-    own = [name for name in names() if name.startswith("triton_") or name == "bmm_mixing"]
+    own = [name for name in names() if name.startswith(("triton_", "hopper_")) or name == "bmm_mixing"]
     assert [name for name in names() if backend(name).own] == own
     assert [backend(name).name for name in names()] == list(names())
 

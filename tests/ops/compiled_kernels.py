@@ -55,6 +55,13 @@ JOBS = (
     (ODD, torch.float32, (90,)),
     (ONE + FEW, torch.int8, (86, 90)),
 )
+HOPPER_JOBS = (
+    (MANY[1], torch.bfloat16),
+    (Case("monarch", 1024, 4096, 11008, (16, 16), 96), torch.float16),
+    (Case("monarch", 16384, 1152, 4608, (8, 8), 32), torch.bfloat16),
+    (SMALL[1], torch.bfloat16),
+    (ODD[1], torch.bfloat16),
+)
 # Sixteen blocks and tokens unrolled take five seconds to compile; the same tiles are compiled for six blocks.
 LEFT_OUT = [(FEW[2], "triton_late_mixing"), (MANY[2], "triton_late_mixing")]
 
@@ -76,9 +83,12 @@ def main() -> None:
             for layer in layers:
                 if layer.format == "blast" and dtype != torch.int8:
                     _compile_launch(_mixing(layer, dtype), layer, "bmm_mixing", dtype, capability, sizes)
-                for impl in filter(dispatch.is_triton, dispatch.impls(layer.format)):
+                for impl in filter(dispatch.is_portable, dispatch.impls(layer.format)):
                     if (layer, impl) not in LEFT_OUT and (dtype != torch.int8 or impl in search.INT8_IMPLS):
                         _compile(layer, impl, dtype, capability, sizes)
+    for layer, dtype in HOPPER_JOBS:
+        for impl in filter(dispatch.is_hopper, dispatch.impls(layer.format)):
+            _compile(layer, impl, dtype, 90, sizes)
     for committed, layer, impl, dtype, capability, config in _committed():
         _compile(layer, impl, dtype, capability, sizes, config, committed)
 
@@ -109,6 +119,8 @@ def specialised(launch: Launch) -> tuple:
 
 
 def _specialised(value: Any) -> Any:
+    if (described := launching.tensor_of(value)) is not None and described is not value:
+        return described.dtype, *value.block_shape
     if isinstance(value, Tensor):
         return value.dtype
     return value if value in (None, 1) else (value % 16 == 0, abs(value) < 2**31)

@@ -14,7 +14,7 @@ LAYERS = {
     "monarch": Case("monarch", 21, 30, 42, (3, 2), 5),
     "blast": Case("blast", 21, 30, 42, (3, 2), 7),
 }
-KERNELS = [(format, impl) for format in LAYERS for impl in dispatch.impls(format) if dispatch.is_triton(impl)]
+KERNELS = [(format, impl) for format in LAYERS for impl in dispatch.impls(format) if dispatch.is_portable(impl)]
 ACTIVATIONS = (None, "gelu", "gelu_tanh", "silu")
 OPERANDS = [names for count in range(3) for names in itertools.combinations(("multiply", "residual"), count)]
 each_kernel = pytest.mark.parametrize(("format", "impl"), KERNELS)

@@ -13,7 +13,7 @@ from blrlab_ops.tuning.estimate import Work, microseconds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-KERNELS = [(format, impl) for format in dispatch.IMPLS for impl in dispatch.impls(format) if dispatch.is_triton(impl)]
+KERNELS = [(format, impl) for format in dispatch.IMPLS for impl in dispatch.impls(format) if dispatch.is_portable(impl)]
 LARGEST_SHARED = 160 * 1024  # bytes that candidates may ask for
 CARDS = [devices.DEVICES[name] for name in ("a40", "orin_nano_8gb", "a100_40gb", "h100_sxm")]
 WORKS = st.builds(
