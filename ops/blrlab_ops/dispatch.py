@@ -31,7 +31,15 @@ class CannotRun(RuntimeError):
 # From the plainest to the preferred.
 IMPLS = {
     "low_rank": ("ref", "torch_bmm", "triton_streaming", "triton_two_stage"),
-    "monarch": ("ref", "torch_bmm", "hopper_chained", "triton_fused", "triton_streaming", "triton_two_stage"),
+    "monarch": (
+        "ref",
+        "torch_bmm",
+        "hopper_chained",
+        "hopper_interleaved",
+        "triton_fused",
+        "triton_streaming",
+        "triton_two_stage",
+    ),
     "blast": (
         "ref",
         "torch_bmm",
@@ -239,8 +247,8 @@ def unsuited(impl: str, sizes: Layer) -> str | None:
     work, blocks = sizes.tokens * sizes.in_features * sizes.out_features, max(sizes.blocks)
     if impl == "triton_streaming" and sizes.tokens > MOST_STREAMED:
         return f"streaming is for up to {MOST_STREAMED} tokens: every program takes all of the depth"
-    if impl == "hopper_chained" and sizes.tokens <= MOST_STREAMED:
-        return f"the chained launch is for more than {MOST_STREAMED} tokens: a program takes 128"
+    if is_hopper(impl) and sizes.tokens <= MOST_STREAMED:
+        return f"Hopper's kernels are for more than {MOST_STREAMED} tokens: a program takes 128"
     if impl == "triton_late_mixing" and sizes.tokens > 1 and blocks > FEW_BLOCKS:
         return f"late mixing is for up to {FEW_BLOCKS} blocks: the second launch reads the intermediate once a block"
     if impl == "bmm_mixing" and blocks > MOST_MIXED:

@@ -27,6 +27,9 @@ SMS = 132  # of an H100 and an H200, where no GPU is there to ask
 LINE = 16  # bytes: where TMA reads, rows begin at multiples of it
 ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
+FENCE = gl.constexpr("fence.proxy.async; mov.u32 $0, $1;")  # between TMA's accesses to memory and others
+STORES_DONE = gl.constexpr("cp.async.bulk.wait_group 0; fence.proxy.async; mov.u32 $0, $1;")
+
 # Triton 3.8 renamed them.
 async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 async_store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
@@ -82,6 +85,8 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
+thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
+
 if "cache_policy" in inspect.signature(async_load).parameters:
     from triton.language.core import _CachePolicy
 
@@ -99,6 +104,20 @@ if "cache_policy" in inspect.signature(async_load).parameters:
 
 else:  # from Triton 3.9 they can say so
     load_once, store_once = async_load, async_store
+
+if hasattr(gl.shared_memory_descriptor, "reinterpret"):
+
+    @gluon.jit
+    def seen_as(memory, described):
+        """Return shared memory as a tile of what is described, whatever lay there."""
+        return memory.reinterpret(described.dtype, described.block_shape, described.layout)
+
+else:  # before Triton 3.9
+
+    @gluon.jit
+    def seen_as(memory, described):
+        """Return shared memory as a tile of what is described, whatever lay there."""
+        return memory._reinterpret(described.dtype, described.block_shape, described.layout)
 
 
 @gluon.jit
@@ -135,3 +154,26 @@ def finish(
     if residual is not None:
         total += gl.load(residual + offsets, mask=mask, other=0.0).to(gl.float32)
     return total
+
+
+@gluon.jit
+def clear_kernel(flags, count, MOST: gl.constexpr):
+    """Set counts to zero."""
+    number = gl.arange(0, MOST, gl.BlockedLayout([1], [32], [4], [0]))
+    gl.store(flags + number, gl.zeros_like(number), mask=number < count)
+
+
+@gluon.jit
+def count_up(flag):
+    """Add one to a count, once all that this warpgroup has stored by TMA can be read by every program."""
+    gl.inline_asm_elementwise(STORES_DONE, "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1)
+    thread_barrier()  # the one thread that waited in truth, and the one that counts
+    gl.atomic_add(flag, 1, sem="release", scope="gpu")
+
+
+@gluon.jit
+def wait_for_count(flag, least):
+    """Wait until a count has come so far; TMA then reads what was stored before."""
+    while gl.atomic_add(flag, 0, sem="acquire", scope="gpu") < least:
+        pass
+    gl.inline_asm_elementwise(FENCE, "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1)

@@ -22,6 +22,12 @@ class Launch(NamedTuple):
     warps: int
     stages: int
     early: bool = False  # may start before the launch before it has ended, whose results the kernel waits for
+    cooperative: bool = False  # all programs run at once, or the launch is an error
+
+    def options(self) -> dict[str, Any]:
+        """Return what Triton calls the options of a launch."""
+        found = {"num_warps": self.warps, "num_stages": self.stages, "launch_pdl": self.early}
+        return {**found, "launch_cooperative_grid": True} if self.cooperative else found
 
 
 def overlaps(device: torch.device) -> bool:
@@ -44,16 +50,15 @@ def run(launches: Sequence[Launch], device: torch.device) -> list[Any]:
         for launch in launches:
             kernel = None
             if launch.programs:
-                options = {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early}
-                kernel = launch.kernel[(launch.programs,)](**launch.arguments, **launch.constants, **options)
+                kernel = launch.kernel[(launch.programs,)](**launch.arguments, **launch.constants, **launch.options())
             kernels.append(kernel)
     return kernels
 
 
 def warm(launch: Launch) -> None:
     """Compile a launch for the current device without running it."""
-    options = {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early}
-    launch.kernel.warmup(**launch.arguments, **launch.constants, **options, grid=(max(launch.programs, 1),))
+    grid = (max(launch.programs, 1),)
+    launch.kernel.warmup(**launch.arguments, **launch.constants, **launch.options(), grid=grid)
 
 
 def compile_for(launch: Launch, capability: int) -> int:
@@ -78,8 +83,7 @@ def compile_for(launch: Launch, capability: int) -> int:
     if is_gluon(launch):
         from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     source = ASTSource(launch.kernel, signature, constants, attributes)
-    options = {"num_warps": launch.warps, "num_stages": launch.stages, "launch_pdl": launch.early}
-    return compile(source, target=GPUTarget("cuda", capability, 32), options=options).metadata.shared
+    return compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options()).metadata.shared
 
 
 def is_gluon(launch: Launch) -> bool:
@@ -111,7 +115,7 @@ class _Address:
 
 
 def _type_of(value: Any) -> str:
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8"}
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8", torch.int32: "i32"}
     if isinstance(value, Tensor):
         return f"*{names[value.dtype]}"
     if tensor_of(value) is not None:

@@ -26,6 +26,7 @@ from triton.runtime import JITFunction
 PATIENCE = 20.0
 LINGERS = 0.05  # the share of waits for a product during which all else goes on
 DTYPES = {gl.bfloat16: torch.bfloat16, gl.float16: torch.float16, gl.float32: torch.float32, gl.int64: torch.int64}
+counted = threading.Condition()
 place = threading.local()  # of a partition: its program, what its products and stores have still to do
 
 
@@ -163,6 +164,12 @@ class Shared:
 
     def reshape(self, shape: list[int]) -> "Shared":
         return Shared(self.numbers.view(shape))
+
+    def _reinterpret(self, dtype: Any, shape: list[int], layout: Any) -> "Shared":
+        require(dtype == self.dtype, "shared memory is taken for another dtype")
+        return Shared(self.numbers.view(shape))
+
+    reinterpret = _reinterpret
 
     def permute(self, order: list[int]) -> "Shared":
         return Shared(self.numbers.permute(order))
@@ -304,23 +311,43 @@ def allocate(dtype: Any, shape: list[int], layout: Any) -> Any:
     return Shared(torch.full(shape, float("nan"), dtype=dtype))
 
 
+def count_up(flag: Pointer) -> None:
+    stores_done(0)
+    with counted:
+        flag.numbers[flag.at] += 1
+        counted.notify_all()
+
+
+def wait_for_count(flag: Pointer, least: int) -> None:
+    program = place.program
+    with counted:
+        came = counted.wait_for(lambda: flag.numbers[flag.at] >= least or program.problem, PATIENCE)
+    require(came, "waited in vain")
+    require(not program.problem, "something else failed")
+
+
 LANGUAGE = types.SimpleNamespace(
     **{name: dtype for dtype in DTYPES.values() for name in [str(dtype).removeprefix("torch.")]},
     constexpr=gl.constexpr,
+    BlockedLayout=lambda *_: None,
     NVMMADistributedLayout=lambda **_: None,
     SliceLayout=lambda *_: None,
     DotOperandLayout=lambda *_: None,
     allocate_shared_memory=allocate,
-    arange=lambda start, end, layout=None: torch.arange(start, end),
+    arange=lambda start, end, layout=None: torch.arange(start, end, dtype=torch.int32),
     convert_layout=lambda value, layout: value,
     erf=torch.erf,
     exp=torch.exp,
     load=load,
+    maximum=max,
+    minimum=min,
     num_programs=lambda axis: place.program.count,
     program_id=lambda axis: place.program.number,
     static_range=range,
     store=store,
     warp_specialize=lambda functions, warps, registers: place.program.partitions(functions),
+    where=lambda condition, yes, no: yes if condition else no,
+    zeros_like=torch.zeros_like,
     zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
 )
 BARRIER = types.SimpleNamespace(
@@ -338,8 +365,10 @@ FAKES = {
     id(hopper.warpgroup_mma): product,
     id(hopper.warpgroup_mma_wait): finished,
     id(hopper_parts.async_load): load_box,
+    id(hopper_parts.count_up): count_up,
     id(hopper_parts.load_once): load_box,
     id(hopper_parts.store_once): store_box,
+    id(hopper_parts.wait_for_count): wait_for_count,
     id(hopper_parts.async_store): store_box,
     id(cuda.gdc_launch_dependents): lambda: None,
     id(cuda.gdc_wait): lambda: None,
