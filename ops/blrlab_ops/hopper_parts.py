@@ -164,10 +164,15 @@ def clear_kernel(flags, count, MOST: gl.constexpr):
 
 
 @gluon.jit
-def count_up(flag):
-    """Add one to a count, once all that this warpgroup has stored by TMA can be read by every program."""
+def wait_for_stores():
+    """Wait until all that this warpgroup has stored by TMA can be read by others."""
     gl.inline_asm_elementwise(STORES_DONE, "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1)
-    thread_barrier()  # the one thread that waited in truth, and the one that counts
+    thread_barrier()  # one thread has stored, and waited in truth; another may count
+
+
+@gluon.jit
+def count_up(flag):
+    """Add one to a count that other programs wait for."""
     gl.atomic_add(flag, 1, sem="release", scope="gpu")
 
 

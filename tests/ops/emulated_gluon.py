@@ -39,11 +39,13 @@ def require(right: Any, fault: str) -> None:
         raise Fault(fault)
 
 
-def run(launch: Launch, seed: int = 0) -> None:
-    """Run all programs of a launch at the same time."""
+def run(launch: Launch, seed: int = 0, slow: int | None = None) -> None:
+    """Run all programs of a launch at the same time, one of them slowly."""
     kernel, given = Names().rebound(launch.kernel), {**launch.arguments, **launch.constants}
     arguments = {name: argument(given[name]) for name in launch.kernel.arg_names}
     programs = [Program(number, launch.programs, random.Random(seed + number)) for number in range(launch.programs)]
+    for program in programs:
+        program.slow = program.number == slow
 
     def one(program: Program) -> None:
         with program.copies():
@@ -87,7 +89,7 @@ class Program:
     def __init__(self, number: int, count: int, order: random.Random) -> None:
         self.number, self.count, self.order = number, count, order
         self.changed, self.pending, self.problem = threading.Condition(), [], None
-        self.ended = False
+        self.ended = self.slow = False
 
     def fail(self, problem: BaseException) -> None:
         with self.changed:
@@ -235,8 +237,8 @@ def product(left, right, total, *, is_async=False, use_acc=True):
 
 def finished(pending=0, deps=()):
     """Wait until so many products are under way at most; results of those may only be added to."""
-    if place.program.order.random() < LINGERS:
-        time.sleep(0.002)
+    if place.program.slow or place.program.order.random() < LINGERS:
+        time.sleep(0.005 if place.program.slow else 0.002)
     while len(place.products) > pending:
         left, right, total, use_acc, found = place.products.pop(0)
         require(_operand(left).shape[0] == 64, "a warpgroup multiplies 64 rows")
@@ -312,7 +314,6 @@ def allocate(dtype: Any, shape: list[int], layout: Any) -> Any:
 
 
 def count_up(flag: Pointer) -> None:
-    stores_done(0)
     with counted:
         flag.numbers[flag.at] += 1
         counted.notify_all()
@@ -369,6 +370,7 @@ FAKES = {
     id(hopper_parts.load_once): load_box,
     id(hopper_parts.store_once): store_box,
     id(hopper_parts.wait_for_count): wait_for_count,
+    id(hopper_parts.wait_for_stores): lambda: stores_done(0),
     id(hopper_parts.async_store): store_box,
     id(cuda.gdc_launch_dependents): lambda: None,
     id(cuda.gdc_wait): lambda: None,
@@ -393,4 +395,6 @@ class Names:
         fake = FAKES.get(id(value))
         if fake is None and isinstance(value, JITFunction):
             return self.rebound(value)
+        if isinstance(value, gl.constexpr):
+            return value.value
         return value if fake is None else fake

@@ -42,14 +42,14 @@ def _module(format: str, impl: str):
     return importlib.import_module(f"blrlab_ops.{format}.{impl}")
 
 
-def _emulate(layer: Case, impl: str, operands, epilogue: Epilogue | None = None, config=None, seed: int = 0):
+def _emulate(layer: Case, impl: str, operands, epilogue: Epilogue | None = None, config=None, **how):
     x, factors, bias = operands
     module = _module(layer.format, impl)
     y = torch.full((layer.tokens, layer.out_features), float("nan"), dtype=x.dtype)
     with testing.poisoned():
         launches = module.launches(x, *module.pack(*factors.values()), bias, y, epilogue or Epilogue(), config or {})
     for launch in launches:
-        emulated_gluon.run(launch, seed)
+        emulated_gluon.run(launch, **how)
     return y
 
 
@@ -86,6 +86,16 @@ def test_every_candidate_is_right(format, impl):
     assert len(configs) > 3
     for config in configs[:: max(1, len(configs) // 12)]:
         _judge(_emulate(layer, impl, operands, config=config), x, factors, bias)
+
+
+@pytest.mark.parametrize("programs", [1, 2, 5])
+def test_chunks_take_turns_in_the_memory_between_the_stages(programs, monkeypatch):
+    monkeypatch.setattr(hopper_parts, "SMS", programs)
+    layer = Case("monarch", 1000, 64, 96, (2, 3), 24)
+    config = {"only": {"columns": 128, "ranks": 16, "depth": 32, "slots": 2, "B_slots": 3, "rows": 1}}
+    operands = testing.random_operands(layer, dtype=torch.bfloat16)
+    for slow in (None, *range(programs)):
+        _judge(_emulate(layer, "hopper_interleaved", operands, config=config, slow=slow), *operands)
 
 
 @each_kernel

@@ -5,8 +5,10 @@ Shapes: x [..., b1 p], V [b1, b2, p, r'], U [b1, b2, r', q], bias [b2 q].
 Tokens are cut in chunks. Programs, one on every multiprocessor, take tiles in turn: of the first stage of a chunk, T
 [b2, n, b1, r'] from x[l] V[l], then of the second stage of the chunk before it, y[k] from T[k] U[k]. A tile of the
 second stage waits for a count of its chunk's first ones, which by then were started a chunk ago. So T is read soon
-after it was written, and no launch ends or begins between the stages. Compared with `hopper_chained` nothing is
-computed twice, whatever q is, and a tile may hold a few ranks of many blocks, so that no rank is padded.
+after it was written, and no launch ends or begins between the stages. Three chunks of T take turns in the same memory,
+so that it is never written out of the L2: the first stage of a chunk waits for the second of the third before it.
+Compared with `hopper_chained` nothing is computed twice, whatever q is, and a tile may hold a few ranks of many blocks,
+so that no rank is padded.
 
 A program's tile is 128 rows by BC columns of one product, A [128, depth] B [depth, BC]: one warp loads both with TMA
 ahead of two warpgroups, 64 rows each, which store with TMA. T is rounded to the dtype of x; its ranks are rounded up to
@@ -40,6 +42,7 @@ from blrlab_ops.hopper_parts import (
     BARRIER_BYTES,
     SHARED_BYTES,
     aligned,
+    async_load,
     async_store,
     barriers,
     clear_kernel,
@@ -55,6 +58,7 @@ from blrlab_ops.hopper_parts import (
     side,
     store_once,
     wait_for_count,
+    wait_for_stores,
 )
 from blrlab_ops.launching import Launch
 from blrlab_ops.triton_product import ceil_div, power_of_two
@@ -67,7 +71,8 @@ __all__ = ["launches", "linear", "pack"]
 
 ROWS = 128  # tokens of a tile, half of them a warpgroup's
 MOST_COLUMNS, MOST_DEPTH = 256, 64
-CHUNK_BYTES = 8 * 2**20  # of T, of which two chunks and all that goes by are to stay in an L2 of 50 MB
+RING = gl.constexpr(3)  # chunks of T
+CHUNK_BYTES = 8 * 2**20  # of T, so that all of it and what goes by stay in an L2 of 50 MB
 
 
 class Tiles(NamedTuple):
@@ -130,6 +135,7 @@ def load_tiles(
         if second:
             batch = rest // SECOND_COLUMNS
             column = rest % SECOND_COLUMNS * BC
+            kept = row - chunk // RING * (RING * ROW_TILES * 2 * HALF)
             for step in range(SECOND_STEPS):
                 slot_B = at % B_SLOTS
                 mbarrier.wait(B_empty.index(slot_B), (at // B_SLOTS & 1) ^ 1)
@@ -141,8 +147,8 @@ def load_tiles(
                 slot = at % SLOTS
                 mbarrier.wait(A_empty.index(slot), (at // SLOTS & 1) ^ 1)
                 mbarrier.expect(A_full.index(slot), 2 * x.block_type.nbytes)
-                load_once(T, [batch, row, step * BD], A_full.index(slot), low.index(slot))
-                load_once(T, [batch, row + HALF, step * BD], A_full.index(slot), high.index(slot))
+                async_load(T, [batch, kept, step * BD], A_full.index(slot), low.index(slot))
+                async_load(T, [batch, kept + HALF, step * BD], A_full.index(slot), high.index(slot))
                 at += 1
         else:
             batch = rest // FIRST_COLUMNS
@@ -180,6 +186,7 @@ def multiply(
     for number in range(gl.program_id(0), chunks * (firsts + seconds), gl.num_programs(0)):
         second, chunk, unit = tile_at(number, firsts, seconds, chunks)
         if second & (owed >= 0):  # somebody may wait for it, perhaps this program
+            wait_for_stores()
             count_up(flags + owed)
             owed = -1
         steps = gl.where(second, SECOND_STEPS, FIRST_STEPS)
@@ -203,6 +210,7 @@ def multiply(
         row = (chunk * ROW_TILES + unit % ROW_TILES) * (2 * HALF) + SECOND * HALF
         rest = unit // ROW_TILES
         if second:
+            count_up(flags + (chunks + chunk))  # T has been read
             block = rest // SECOND_COLUMNS
             first = rest % SECOND_COLUMNS * BC
             rows = row + gl.arange(0, HALF, gl.SliceLayout(1, sums))
@@ -222,6 +230,7 @@ def multiply(
                 store_once(Y, [block, row, 0, first], into)
         else:
             if owed >= 0:
+                wait_for_stores()
                 count_up(flags + owed)
             tma.store_wait(0)
             parts = total.to(T.dtype).reshape([HALF, KB, RB]).permute([1, 0, 2])
@@ -229,9 +238,13 @@ def multiply(
             fence_async_shared()
             source = rest // FIRST_COLUMNS
             place = rest % FIRST_COLUMNS
-            async_store(T, [place % BLOCK_TILES * KB, row, source, place // BLOCK_TILES * RB], staging)
+            kept = row - chunk // RING * (RING * ROW_TILES * 2 * HALF)
+            if chunk >= RING:
+                wait_for_count(flags + (chunks + chunk - RING), 2 * seconds)
+            async_store(T, [place % BLOCK_TILES * KB, kept, source, place // BLOCK_TILES * RB], staging)
             owed = chunk
     if owed >= 0:
+        wait_for_stores()
         count_up(flags + owed)
     tma.store_wait(0)
 
@@ -245,8 +258,8 @@ def hopper_interleaved_kernel(
 ):  # fmt: skip
     """Compute y [n, b2 q] from x [b1, n, p], V [b1, b2, r', p] and U [b2, 1, q, b1 r'] by way of T.
 
-    T_out is T as the first stage writes it, [b2, n, b1, r'], T as the second reads it, [b2, n, b1 r'], and Y is y as
-    [b2, n, 1, q], or None where TMA cannot address it.
+    T_out is T as the first stage writes it, [b2, m, b1, r'] for m tokens of three chunks, T as the second reads it,
+    [b2, m, b1 r'], and Y is y as [b2, n, 1, q], or None where TMA cannot address it.
     """
     low = gl.allocate_shared_memory(x.dtype, [SLOTS] + x.block_shape, x.layout)  # noqa: RUF005
     high = gl.allocate_shared_memory(x.dtype, [SLOTS] + x.block_shape, x.layout)  # noqa: RUF005
@@ -297,7 +310,8 @@ def launches(
     row_tiles, block_tiles = ceil_div(tokens, ROWS), ceil_div(b2, blocks)
     first_columns, second_columns = block_tiles * ceil_div(rank, size.ranks), ceil_div(q, size.columns)
     chunks = ceil_div(row_tiles, size.rows)
-    T, flags = x.new_empty(b2, tokens, b1, width), x.new_empty(chunks, dtype=torch.int32)
+    T = x.new_empty(b2, min(chunks, RING.value) * size.rows * ROWS, b1, width)
+    flags = x.new_empty(2 * chunks, dtype=torch.int32)  # of tiles of a chunk: written, read
     Y = y.view(tokens, b2, 1, q).permute(1, 0, 2, 3)
     if width > rank:
         U = torch.nn.functional.pad(U, (0, 0, 0, width - rank))
@@ -321,7 +335,8 @@ def launches(
         **{"B2": b2, "Q": q, "ACTIVATION": epilogue.activation},
     }
     programs = min(chunks * (firsts + seconds), multiprocessors(x.device))
-    clear = Launch(clear_kernel, 1, {"flags": flags, "count": chunks}, {"MOST": max(128, power_of_two(chunks))}, 4, 1)
+    most = {"MOST": max(128, power_of_two(2 * chunks))}
+    clear = Launch(clear_kernel, 1, {"flags": flags, "count": 2 * chunks}, most, 4, 1)
     return [clear, Launch(hopper_interleaved_kernel, programs, arguments, constants, 4, 1, cooperative=True)]
 
 
