@@ -24,7 +24,8 @@ fi
 
 stamp=.venv/.blrlab-setup
 wanted="$extras ${TORCH:-} $(cat pyproject.toml ops/pyproject.toml setup.sh | cksum)"
-[ "$(cat $stamp 2>/dev/null)" = "$wanted" ] && exit 0
+made=$(cat $stamp 2>/dev/null || true)
+[ "${made/,dev/}" = "${wanted/,dev/}" ] && [[ "$made" == *,dev* || "$wanted" != *,dev* ]] && exit 0
 echo "setting up .venv: $extras (a few minutes the first time)"
 if [ -n "${TORCH:-}" ]; then
   install "$TORCH"

@@ -95,7 +95,8 @@ def _tokenizer(folder: pathlib.Path) -> Any:
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint at {folder}: it is not a folder")
     if not any((folder / name).is_file() for name in TOKENIZERS):
-        raise FileNotFoundError(f"{folder} has no tokenizer, none of {', '.join(TOKENIZERS)}")
+        fix = "copy the tokenizer's files there from the checkpoint that was compressed"
+        raise FileNotFoundError(f"{folder} has no tokenizer, none of {', '.join(TOKENIZERS)}: {fix}")
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

@@ -11,6 +11,7 @@ from blrlab.report.sentences import headlines, latency_sentences, won_back
 from blrlab.report.summary.compression import layer_kinds
 from blrlab.report.summary.latency import best_timings, by_layer, verified_time, why_no_time
 from blrlab.report.summary.quality import quality_rows, share_won_back, variants
+from blrlab.report.tables.compression import compression_table
 
 
 def only_run(records):
@@ -87,6 +88,15 @@ def test_two_algorithms_of_one_run_are_two_variants(records, build):
     assert [row.loss for row in quality_rows(run, "valid")] == [1.52, 1.475, 2.31, 1.55, 2.1]
 
 
+def test_errors_of_outputs_have_a_column_where_there_are_any(records):
+    table = compression_table([only_run(records)])
+    assert not [column for column in table.columns if "output" in column.title]
+    rows = [{**r, "output_error": 0.25} if r.get("layer") == "c_fc" else r for r in records]
+    table = compression_table([only_run(rows)])
+    assert table.cells("of\noutput") == ["-" if layer != "c_fc" else "0.250" for layer in table.cells("layer")]
+    assert any("what layers return" in note for note in table.told())
+
+
 def test_layer_kinds_sum_and_average(records):
     kinds = {kind.layer: kind for kind in layer_kinds(only_run(records))}
     errors = [r["relative_error"] for r in records if r.get("layer") == "c_fc" and r["kind"] == "compress"]
@@ -94,6 +104,7 @@ def test_layer_kinds_sum_and_average(records):
     assert kinds["c_fc"].layers == 4
     assert kinds["c_fc"].mean_error == pytest.approx(sum(errors) / 4)
     assert kinds["c_fc"].worst_error == max(errors)
+    assert kinds["c_fc"].output_error is None
     assert (kinds["c_attn"].params_before, kinds["c_attn"].params_after) == (4 * 256 * 768, 4 * 64 * 1024)
     assert kinds["c_attn"].factor == pytest.approx(3.0)
 

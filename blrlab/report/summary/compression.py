@@ -12,7 +12,7 @@ from blrlab.report.words import blocks, shape
 
 @dataclass(frozen=True)
 class LayerKind:
-    """All layers of one name, shape, format and algorithm; errors are relative, in Frobenius norm."""
+    """All layers of one name, shape, format and algorithm; errors are relative, in Frobenius norm, of W and of x W."""
 
     layer: str
     shape: str
@@ -24,6 +24,7 @@ class LayerKind:
     block_ranks: tuple[float, ...]
     mean_error: float | None
     worst_error: float | None
+    output_error: float | None
     params_before: float | None
     params_after: float | None
 
@@ -71,7 +72,7 @@ def _total(rows: list[Record], key: str) -> float | None:
 
 def _kind(rows: list[Record]) -> LayerKind:
     name, size, format_, algorithm = _kind_key(rows[0])
-    errors = _numbers(rows, "relative_error")
+    errors, of_output = _numbers(rows, "relative_error"), _numbers(rows, "output_error")
     return LayerKind(
         layer=name,
         shape=size,
@@ -83,6 +84,7 @@ def _kind(rows: list[Record]) -> LayerKind:
         block_ranks=tuple(_numbers(rows, "block_rank")),
         mean_error=fmean(errors) if errors else None,
         worst_error=max(errors, default=None),
+        output_error=fmean(of_output) if of_output else None,
         params_before=_total(rows, "params_before"),
         params_after=_total(rows, "params_after"),
     )

@@ -7,6 +7,7 @@ from blrlab.report.groups import Record, Run, finite, labels, latest
 from blrlab.report.summary.compression import LayerKind, layer_kinds
 from blrlab.report.tables.table import Column, Table
 
+OUTPUT = "of\noutput"
 COLUMNS = (
     Column("run", 0, False, group=True),
     Column("layer", 0, False),
@@ -18,6 +19,7 @@ COLUMNS = (
     Column("rank", 1),
     Column("mean\nerror"),
     Column("worst\nerror"),
+    Column(OUTPUT, note="Of output: the mean error of what layers return; a fit to it may leave W itself far off."),
     Column("parameters"),
     Column("smaller"),
 )
@@ -42,8 +44,9 @@ def compression_table(runs: list[Run]) -> Table | None:
         frozenset(breaks),
         tuple(notes),
     )
-    table = table.without(["run"]) if len(runs) == 1 else table
-    return table.say_once(["algorithm"]) if rows else table
+    gone = ["run"] if len(runs) == 1 else []
+    gone += [OUTPUT] if set(table.cells(OUTPUT)) <= {words.MISSING} else []
+    return table.without(gone).say_once(["algorithm"]) if rows else table.without(gone)
 
 
 def _totals(run: Run) -> list[str]:
@@ -77,6 +80,7 @@ def _cells(kind: LayerKind) -> tuple[str, ...]:
         rank,
         _error(kind.mean_error),
         _error(kind.worst_error),
+        _error(kind.output_error),
         f"{words.count(kind.params_before)} -> {words.count(kind.params_after)}",
         words.factor(kind.factor),
     )
