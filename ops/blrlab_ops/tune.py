@@ -2,7 +2,7 @@
 
 Measures every implementation that can run, each with the tile sizes that are likely to be fast, and keeps the best of
 each for this device and Triton release; `impl=None` takes the fastest from then on. Let nothing else run on the card
-meanwhile. Layers that are kept already are left out. Exits with 2 when there is no card, or the request makes no sense.
+meanwhile. What is kept already is left out. Exits with 2 when there is no card, or the request makes no sense.
 """
 
 import argparse
@@ -28,15 +28,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     device = torch.cuda.get_device_name(0)
     for number, case in enumerate(layers, 1):
-        known = tuning.lookup(device, key(case, options.dtype))
-        if known and not options.again:
-            print(f"[{number}/{len(layers)}] {title(case)}: kept already, {next(iter(known.values())).us:.1f} us")
-            continue
         from .tuning import search
 
+        dtype, known = getattr(torch, options.dtype), tuning.lookup(device, key(case, options.dtype))
+        asked = [name for name in search.worth_measuring(case, dtype) if options.again or name not in known]
+        if not asked:
+            print(f"[{number}/{len(layers)}] {title(case)}: kept already, {next(iter(known.values())).us:.1f} us")
+            continue
         started = time.perf_counter()
         print(f"[{number}/{len(layers)}] {title(case)}", flush=True)
-        search.tune(case, getattr(torch, options.dtype), say=lambda line: print(f"    {line}", flush=True))
+        search.tune(case, dtype, impls=asked, say=lambda line: print(f"    {line}", flush=True))
         print(f"    in {time.perf_counter() - started:.1f} s", flush=True)
     print(f"kept in {tuning.path(device)}")
     return 0

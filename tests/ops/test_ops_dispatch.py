@@ -5,6 +5,7 @@ import pytest
 import torch
 from blrlab_ops import dispatch, testing, tune, tuning
 from blrlab_ops.testing import Case
+from blrlab_ops.tuning import search
 
 FORMATS = ("low_rank", "monarch", "blast")
 
@@ -207,11 +208,21 @@ def test_the_tuning_command_refuses_what_makes_no_sense(arguments, sentence, cap
     assert sentence in capsys.readouterr().err
 
 
-def test_the_tuning_command_leaves_out_what_is_kept(a_card, capsys):
-    key = tuning.Key("monarch", 1, 4096, 4096, (16, 16), 64, "bfloat16")
+def test_the_tuning_command_measures_what_is_not_kept(a_card, capsys, monkeypatch):
+    key, asked = tuning.Key("monarch", 1, 4096, 4096, (16, 16), 64, "bfloat16"), []
+    monkeypatch.setattr(search, "tune", lambda case, dtype, impls, say: asked.append(impls))
+    command = ["--net=llama7b", "--layer=qkvo", "--format=monarch", "--tokens=1"]
     tuning.record(a_card, key, _entry("torch_bmm", 14.4, 13.6))
-    assert tune.main(["--net=llama7b", "--layer=qkvo", "--format=monarch", "--tokens=1"]) == 0
+    assert tune.main(command) == 0
+    assert asked == [["triton_fused", "triton_streaming", "triton_two_stage"]]  # which are for one token
+    for impl in asked.pop():
+        tuning.record(a_card, key, _entry(impl, 20.0, 13.6))
+    capsys.readouterr()
+    assert tune.main(command) == 0
     assert "monarch:1x4096x4096:b16x16:r64: kept already, 14.4 us" in capsys.readouterr().out
+    assert not asked
+    assert tune.main([*command, "--again"]) == 0
+    assert asked == [["torch_bmm", "triton_fused", "triton_streaming", "triton_two_stage"]]
 
 
 def test_what_is_not_worth_a_measurement_says_why():

@@ -92,8 +92,7 @@ def tune(
       ValueError: an implementation is unknown.
       CannotRun: a named one cannot run there.
     """
-    of_x, known = (dtype, dispatch.impls(case.format)) if dtype != torch.int8 else (torch.bfloat16, INT8_IMPLS)
-    names = impls or [name for name in known if name != "ref"]
+    of_x, known = _kinds(case, dtype)
     for name in impls or ():
         dispatch.choose(case.format, name, device, of_x)
         if name not in known:
@@ -101,15 +100,25 @@ def tune(
     setting = _setting(case, dtype, torch.device(device))
     dense_us = _dense_us(setting)
     kept = {}
-    for name in names:
-        unsuited = None if impls else dispatch.unsuited(name, dispatch.Layer(*case[1:]))
-        if unsuited or dispatch.why_not(case.format, name, device, of_x):
-            continue
+    for name in impls or worth_measuring(case, dtype, device):
         found = _of_triton(setting, name, measured) if dispatch.is_triton(name) else _of_library(setting, name)
         say(f"{name}: {found.us:.1f} us (dense {dense_us:.1f})" if found.reason is None else f"{name}: {found.reason}")
         if found.reason is None:
             kept[name] = _keep(setting, found, dense_us)
     return kept
+
+
+def worth_measuring(case: Case, dtype: torch.dtype = torch.bfloat16, device: str = "cuda") -> list[str]:
+    """List the implementations that can run a layer on a device, but for those that are known not to be for it."""
+    of_x, known = _kinds(case, dtype)
+    sizes = dispatch.Layer(*case[1:])
+    suited = [name for name in known if name != "ref" and dispatch.unsuited(name, sizes) is None]
+    return [name for name in suited if dispatch.why_not(case.format, name, device, of_x) is None]
+
+
+def _kinds(case: Case, dtype: torch.dtype) -> tuple[torch.dtype, tuple[str, ...]]:
+    """Return the dtype of an input beside weights of a dtype, and the implementations that take these."""
+    return (dtype, dispatch.impls(case.format)) if dtype != torch.int8 else (torch.bfloat16, INT8_IMPLS)
 
 
 def _keep(setting: Setting, found: Found, dense_us: float) -> Entry:
