@@ -37,7 +37,7 @@ async_store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy
 
 def descriptor(tensor: Tensor, tile: list[int]) -> TensorDescriptor:
     """Describe a tensor, `aligned`, to TMA, which copies tiles of it; what a tile has outside of it is zeros."""
-    strides = list(tensor.stride())
+    strides = [*tensor.stride()[:-1], 1]
     for dim, size in enumerate(tensor.shape[:-1]):
         if size == 1:  # whose stride PyTorch chooses freely
             strides[dim] = lanes(tensor)
