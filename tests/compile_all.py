@@ -88,7 +88,8 @@ def _grid(options: argparse.Namespace) -> Grid:
     capabilities = [int(text) for text in _some(options.arch, list(map(str, CAPABILITIES)), "capability")]
     grid: Grid = {}
     for format, impl, capability in itertools.product(formats, impls, capabilities):
-        if (format, impl) in able and (capability == 90 or dispatch.is_portable(impl)):
+        hopper = capability == 90 and not dispatch._hopper_problem()
+        if (format, impl) in able and (hopper or dispatch.is_portable(impl)):
             of_format = [case for case in cases if case.format == format]
             fixed = dict(_fixed(of_format, impl, capability))
             others = dict(_candidates(of_format, impl, capability, options.unsuited))

@@ -10,6 +10,7 @@ import difflib
 import functools
 import importlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -326,8 +327,12 @@ def _triton_problem() -> str | None:
 @functools.cache
 def _hopper_problem() -> str | None:
     version = importlib.import_module("triton").__version__
-    if tuple(map(int, version.split(".")[:2])) < HOPPER_TRITON:
+    if tuple(map(int, re.findall(r"\d+", version)[:2])) < HOPPER_TRITON:
         return f"it needs Triton {'.'.join(map(str, HOPPER_TRITON))} or newer, and this is {version}"
+    try:
+        importlib.import_module("blrlab_ops.hopper_parts")
+    except (ImportError, AttributeError) as error:  # Gluon is experimental, and changes
+        return f"it is written for Triton 3.6 to 3.9, and this is {version} ({error})"
     return None
 
 

@@ -46,10 +46,11 @@ def descriptor(tensor: Tensor, tile: list[int]) -> TensorDescriptor:
 
 
 def is_aligned(tensor: Tensor) -> bool:
-    """Say whether TMA can find a tensor's rows: numbers adjacent, rows at multiples of 16 bytes."""
+    """Say whether TMA can find a tensor's rows: numbers adjacent, rows apart by multiples of 16 bytes."""
     rows = [stride for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True) if size != 1]
     adjacent = tensor.stride(-1) == 1 or tensor.shape[-1] == 1
-    return adjacent and not any(at % lanes(tensor) for at in rows) and tensor.data_ptr() % LINE == 0
+    apart = all(stride and stride % lanes(tensor) == 0 for stride in rows)
+    return adjacent and apart and tensor.data_ptr() % LINE == 0
 
 
 def aligned(tensor: Tensor) -> Tensor:
@@ -87,9 +88,12 @@ def _multiprocessors(device: torch.device) -> int:
 
 thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
 
-if "cache_policy" in inspect.signature(async_load).parameters:
+try:  # from Triton 3.9 a copy can say what the L2 is to do with its lines
     from triton.language.core import _CachePolicy
+except ImportError:
+    _CachePolicy = None
 
+if _CachePolicy is not None and "cache_policy" in inspect.signature(async_load).parameters:
     FIRST = gl.constexpr(_CachePolicy(eviction_policy="evict_first"))
 
     @gluon.jit
@@ -102,21 +106,21 @@ if "cache_policy" in inspect.signature(async_load).parameters:
         """Copy a tile from shared memory; its lines in the L2 are the first to go."""
         async_store(tensor, corner, source, cache_policy=FIRST)
 
-else:  # from Triton 3.9 they can say so
+else:
     load_once, store_once = async_load, async_store
 
 if hasattr(gl.shared_memory_descriptor, "reinterpret"):
 
     @gluon.jit
     def seen_as(memory, described):
-        """Return shared memory as a tile of what is described, whatever lay there."""
+        """Return shared memory, at a multiple of 1024 bytes, as a tile of what is described, whatever lay there."""
         return memory.reinterpret(described.dtype, described.block_shape, described.layout)
 
 else:  # before Triton 3.9
 
     @gluon.jit
     def seen_as(memory, described):
-        """Return shared memory as a tile of what is described, whatever lay there."""
+        """Return shared memory, at a multiple of 1024 bytes, as a tile of what is described, whatever lay there."""
         return memory._reinterpret(described.dtype, described.block_shape, described.layout)
 
 
@@ -167,7 +171,7 @@ def clear_kernel(flags, count, MOST: gl.constexpr):
 def wait_for_stores():
     """Wait until all that this warpgroup has stored by TMA can be read by others."""
     gl.inline_asm_elementwise(STORES_DONE, "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1)
-    thread_barrier()  # one thread has stored, and waited in truth; another may count
+    thread_barrier()  # a wide tile is stored by a thread of every warp, each of which has waited; another counts
 
 
 @gluon.jit

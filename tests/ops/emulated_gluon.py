@@ -2,7 +2,8 @@
 
 The partitions of a warp-specialised kernel are threads over one shared memory. What is asynchronous on the chip is late
 here: TMA's copies are made out of turn by a thread of their own, products take their operands when somebody waits for
-them, and stores leave when somebody waits for those. So a kernel that reads a tile too early, or fills one again too
+them, and stores reach memory when somebody waits until others can read them, not when their source may be written
+again. So a kernel that reads a tile too early, or fills one again too
 early, gives wrong numbers, and one that waits for what never comes is an error after `PATIENCE` seconds.
 """
 
@@ -125,10 +126,11 @@ class Program:
         """Run functions at the same time until all have ended."""
 
         def one(function, *arguments) -> None:
-            place.program, place.products, place.stores = self, [], []
+            place.program, place.products, place.stores, place.written = self, [], [], set()
             function(*arguments)
             require(not place.products, "a product was never waited for")
-            require(not place.stores, "a store was never waited for")
+            require(all(each.taken is not None for each in place.stores), "a store was never waited for")
+            wait_for_stores()  # as the end of a launch does
 
         at_once([(one, (function, *arguments)) for function, arguments in functions], [self])
         if self.problem:
@@ -177,9 +179,18 @@ class Shared:
         return Shared(self.numbers.permute(order))
 
     def store(self, values: Tensor) -> None:
-        waiting = any(source.numbers.data_ptr() == self.numbers.data_ptr() for source, _ in place.stores)
-        require(not waiting, "a store still reads what is written")
+        address = self.numbers.data_ptr()
+        reading = any(each.taken is None and each.source.data_ptr() == address for each in place.stores)
+        require(not reading, "a store still reads what is written")
+        place.written.add(address)
         self.numbers.copy_(values)
+
+
+class Store:
+    """A copy from shared memory that is under way; `taken` is what it has read."""
+
+    def __init__(self, into: Tensor, source: Tensor) -> None:
+        self.into, self.source, self.taken = into, source, None
 
 
 class Described:
@@ -285,17 +296,22 @@ def load_box(described: Described, corner: list[int], barrier: Barrier, into: Sh
 
 def store_box(described: Described, corner: list[int], source: Shared, **_: Any) -> None:
     """Have a tile copied from shared memory."""
-
-    def do() -> None:
-        values, inside = described.box([int(at) for at in corner])
-        values.copy_(source.numbers[inside])
-
-    place.stores.append((source, do))
+    require(source.numbers.data_ptr() not in place.written, "no fence after what TMA is to read was written")
+    into, inside = described.box([int(at) for at in corner])
+    place.stores.append(Store(into, source.numbers[inside]))
 
 
-def stores_done(pending: int) -> None:
-    while len(place.stores) > pending:
-        place.stores.pop(0)[1]()
+def stores_read(pending: int) -> None:
+    """Wait until so many stores at most have not read their source; what they wrote may not be read yet."""
+    for each in place.stores[: len(place.stores) - pending]:
+        each.taken = each.source.clone() if each.taken is None else each.taken
+
+
+def wait_for_stores() -> None:
+    stores_read(0)
+    while place.stores:
+        store = place.stores.pop(0)
+        store.into.copy_(store.taken)
 
 
 def load(pointer: Pointer, mask: Tensor, other: float) -> Tensor:
@@ -361,8 +377,8 @@ BARRIER = types.SimpleNamespace(
 FAKES = {
     id(gl): LANGUAGE,
     id(hopper.mbarrier): BARRIER,
-    id(hopper.tma): types.SimpleNamespace(store_wait=stores_done),
-    id(hopper.fence_async_shared): lambda: None,
+    id(hopper.tma): types.SimpleNamespace(store_wait=stores_read),
+    id(hopper.fence_async_shared): lambda: place.written.clear(),
     id(hopper.warpgroup_mma): product,
     id(hopper.warpgroup_mma_wait): finished,
     id(hopper_parts.async_load): load_box,
@@ -370,7 +386,7 @@ FAKES = {
     id(hopper_parts.load_once): load_box,
     id(hopper_parts.store_once): store_box,
     id(hopper_parts.wait_for_count): wait_for_count,
-    id(hopper_parts.wait_for_stores): lambda: stores_done(0),
+    id(hopper_parts.wait_for_stores): wait_for_stores,
     id(hopper_parts.async_store): store_box,
     id(cuda.gdc_launch_dependents): lambda: None,
     id(cuda.gdc_wait): lambda: None,

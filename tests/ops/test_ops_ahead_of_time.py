@@ -28,10 +28,11 @@ def compiled(run_child, needs_triton):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_kernel_is_compiled(compiled, capability):
     rows = [row for row in compiled if row["capability"] == capability]
-    assert {row["kernel"] for row in rows} == KERNELS | (HOPPER_KERNELS if capability == 90 else set())
+    hopper = capability == 90 and not dispatch._hopper_problem()
+    assert {row["kernel"] for row in rows} == KERNELS | (HOPPER_KERNELS if hopper else set())
     implementations = {(format, impl) for format in dispatch.IMPLS for impl in dispatch.impls(format)}
     triton = {(format, impl) for format, impl in implementations if dispatch.needs_triton(impl)}
-    if capability != 90:
+    if not hopper:
         triton = {(format, impl) for format, impl in triton if not dispatch.is_hopper(impl)}
     assert {(row["format"], row["impl"]) for row in rows} == triton
 

@@ -91,11 +91,29 @@ def test_every_candidate_is_right(format, impl):
 @pytest.mark.parametrize("programs", [1, 2, 5])
 def test_chunks_take_turns_in_the_memory_between_the_stages(programs, monkeypatch):
     monkeypatch.setattr(hopper_parts, "SMS", programs)
-    layer = Case("monarch", 1000, 64, 96, (2, 3), 24)
-    config = {"only": {"columns": 128, "ranks": 16, "depth": 32, "slots": 2, "B_slots": 3, "rows": 1}}
-    operands = testing.random_operands(layer, dtype=torch.bfloat16)
-    for slow in (None, *range(programs)):
-        _judge(_emulate(layer, "hopper_interleaved", operands, config=config, slow=slow), *operands)
+    config = {"only": {"columns": 128, "ranks": 32, "depth": 32, "slots": 2, "B_slots": 2, "rows": 1}}
+    for layer in (Case("monarch", 1000, 64, 96, (2, 3), 24), Case("monarch", 1000, 512, 96, (8, 3), 32)):
+        operands = testing.random_operands(layer, dtype=torch.bfloat16)
+        for slow in (None, *range(programs)):
+            _judge(_emulate(layer, "hopper_interleaved", operands, config=config, slow=slow), *operands)
+
+
+def test_programs_that_wait_for_each_other_are_launched_together():
+    x, factors, bias = testing.random_operands(SQUARE, dtype=torch.bfloat16)
+    launches = _module("monarch", "hopper_interleaved").launches(x, *factors.values(), bias, x.new_empty(63, 96))
+    assert [launch.options().get("launch_cooperative_grid", False) for launch in launches] == [False, True]
+
+
+@each_kernel
+def test_tiles_that_would_never_come_to_an_end_are_left_out(format, impl):
+    """Those of a file; rules take their place."""
+    x, factors, bias = operands = testing.random_operands(SQUARE, dtype=torch.bfloat16)
+    module = _module(format, impl)
+    for tiles in module.candidates(x, *factors.values())["only"][:2]:
+        assert tiles.runs()
+        assert not tiles._replace(slots=1).runs()
+        assert not tiles._replace(slots=99).runs()
+        _judge(_emulate(SQUARE, impl, operands, config={"only": tiles._replace(slots=1)._asdict()}), x, factors, bias)
 
 
 @each_kernel
@@ -120,6 +138,12 @@ def test_any_strides_and_addresses(format, impl):
     expected = _emulate(SQUARE, impl, (x, factors, bias))
     for each in (turned, shifted, apart):
         assert torch.equal(_emulate(SQUARE, impl, (each, factors, bias)), expected)
+    same = x[:1].expand_as(x)  # rows 0 apart
+    assert torch.equal(
+        _emulate(SQUARE, impl, (same, factors, bias)), _emulate(SQUARE, impl, (same.clone(), factors, bias))
+    )
+    assert hopper_parts.is_aligned(x)
+    assert not any(map(hopper_parts.is_aligned, (turned, shifted, apart, same)))
     assert torch.equal(_emulate(SQUARE, impl, (x, factors, bias), seed=7), expected)
 
 
@@ -197,6 +221,8 @@ def test_an_older_triton_is_named(monkeypatch):
         monkeypatch.setattr(triton, "__version__", version)
         found = dispatch._hopper_problem.__wrapped__()
         assert found is None if ends is None else found.endswith(ends)
+    monkeypatch.setitem(sys.modules, "blrlab_ops.hopper_parts", None)
+    assert "it is written for Triton 3.6 to 3.9, and this is 3.6.0" in dispatch._hopper_problem.__wrapped__()
 
 
 @gluon.jit

@@ -23,7 +23,6 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, warpgroup_mma, warpgroup_mma_wait
-from triton.language.extra.cuda import gdc_launch_dependents
 
 from blrlab_ops import configs
 from blrlab_ops.configs import Config
@@ -75,6 +74,10 @@ class Tiles(NamedTuple):
         """Return the bytes of shared memory that a program takes, of 16-bit numbers."""
         of_x_and_V = self.slots * (ROWS + self.ranks) * self.depth
         return 2 * (of_x_and_V + self.U_slots * self.columns * self.ranks) + BARRIER_BYTES
+
+    def runs(self) -> bool:
+        """Say whether a program fits; a tile is given back only after the next was taken, so two must."""
+        return min(self.slots, self.U_slots) >= 2 and self.shared_bytes() <= SHARED_BYTES
 
 
 @gluon.jit
@@ -180,7 +183,6 @@ def hopper_chain_kernel(
     empty = barriers(SLOTS, 2)
     U_full = barriers(U_SLOTS, 1)
     U_empty = barriers(U_SLOTS, 2)
-    gdc_launch_dependents()
     gl.warp_specialize(
         [
             (chain, (y, bias, multiply, residual, x_low, V_ring, U_ring, full, empty, U_full, U_empty, tokens, tiles,
@@ -210,7 +212,8 @@ def launches(
     if not tokens:
         return []
     found = tuned("hopper_chained", x, V, U) if config is None else config
-    size = configs.size(found, "only", Tiles) or tiles(p, q, rank)
+    size = configs.size(found, "only", Tiles)
+    size = size if size and size.runs() else tiles(p, q, rank)
     arguments = {
         "x": descriptor(aligned(x.unflatten(1, (b1, p))), [ROWS // 2, 1, size.depth]),
         "V": descriptor(aligned(V.transpose(2, 3)), [1, 1, size.ranks, size.depth]),
@@ -243,9 +246,9 @@ def _candidates(p: int, q: int, rank: int) -> list[Tiles]:
     found = {}
     for columns, ranks, depth, U_slots in itertools.product(widths, parts, depths, (2, 3)):
         each = _ringed(columns, ranks, depth, U_slots)
-        if columns + ranks <= MOST_SUMS and each.slots >= 2:
+        if columns + ranks <= MOST_SUMS and each.runs():
             found[each] = _padded(each, p, q, rank)
-    return sorted(found, key=lambda each: (found[each], -each.columns, each.U_slots))
+    return sorted(found, key=lambda each: (found[each], -each.columns, -each.depth, each.U_slots))
 
 
 def _ringed(columns: int, ranks: int, depth: int, U_slots: int) -> Tiles:

@@ -10,6 +10,11 @@ so that it is never written out of the L2: the first stage of a chunk waits for 
 Compared with `hopper_chained` nothing is computed twice, whatever q is, and a tile may hold a few ranks of many blocks,
 so that no rank is padded.
 
+Two counts a chunk are the protocol: of first-stage tiles whose T can be read, and of second-stage tiles that have read
+it; each counts a tile twice, once a warpgroup. In the order of tiles, F0 F1 S0 F2 S1 F3 S2 ..., every wait is for
+tiles before one's own, and what a warpgroup has stored is counted before it waits for another tile's T, so nobody waits
+for himself.
+
 A program's tile is 128 rows by BC columns of one product, A [128, depth] B [depth, BC]: one warp loads both with TMA
 ahead of two warpgroups, 64 rows each, which store with TMA. T is rounded to the dtype of x; its ranks are rounded up to
 8, of zeros. All programs must run at once, which a cooperative launch makes sure of.
@@ -84,7 +89,7 @@ class Tiles(NamedTuple):
       depth: of a tile of either stage.
       slots: tiles of A that wait in shared memory.
       B_slots: tiles of B.
-      rows: tiles of tokens in a chunk.
+      rows: tiles of tokens in a chunk, at most.
     """
 
     columns: int
@@ -99,12 +104,17 @@ class Tiles(NamedTuple):
         rings = self.depth * (self.slots * ROWS + self.B_slots * self.columns)
         return 2 * (rings + ROWS * self.columns) + BARRIER_BYTES
 
+    def runs(self) -> bool:
+        """Say whether a program fits; a tile is given back only after the next was taken, so two must."""
+        return min(self.slots, self.B_slots) >= 2 and self.shared_bytes() <= SHARED_BYTES
+
 
 @gluon.jit
 def tile_at(number, firsts, seconds, chunks):
     """Return of a tile whether it is of the second stage, its chunk, and its number there.
 
-    In order: the first stage of chunk 0, then for every chunk the first stage of the next and its own second.
+    In order: the first stage of chunk 0, then for every chunk the first stage of the next and its own second, as F0 F1
+    S0 F2 S1 S2 of three chunks, each of `firsts` or `seconds` tiles.
     """
     later = number - firsts
     chunk = gl.minimum(gl.maximum(later, 0) // (firsts + seconds), chunks - 1)
@@ -116,9 +126,16 @@ def tile_at(number, firsts, seconds, chunks):
 
 
 @gluon.jit
+def rows_at(chunk, unit, row_tiles, RING: gl.constexpr, ROWS: gl.constexpr):
+    """Return a tile's first row, that row's place in T, which holds RING chunks, and what is left of its number."""
+    row = (chunk * row_tiles + unit % row_tiles) * ROWS
+    return row, row - chunk // RING * (RING * row_tiles * ROWS), unit // row_tiles
+
+
+@gluon.jit
 def load_tiles(
-    x, V, T, U, flags, low, high, B_ring, A_full, A_empty, B_full, B_empty, firsts, seconds, chunks, ROW_TILES:
-    gl.constexpr, BLOCK_TILES: gl.constexpr, FIRST_COLUMNS: gl.constexpr, SECOND_COLUMNS: gl.constexpr,
+    x, V, T, U, flags, low, high, B_ring, A_full, A_empty, B_full, B_empty, firsts, seconds, chunks, row_tiles,
+    BLOCK_TILES: gl.constexpr, FIRST_COLUMNS: gl.constexpr, SECOND_COLUMNS: gl.constexpr,
     FIRST_STEPS: gl.constexpr, SECOND_STEPS: gl.constexpr, SLOTS: gl.constexpr, B_SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Fill the rings: both halves of A for a warpgroup each, B for both."""
@@ -130,12 +147,10 @@ def load_tiles(
     at = 0
     for number in range(gl.program_id(0), chunks * (firsts + seconds), gl.num_programs(0)):
         second, chunk, unit = tile_at(number, firsts, seconds, chunks)
-        row = (chunk * ROW_TILES + unit % ROW_TILES) * (2 * HALF)
-        rest = unit // ROW_TILES
+        row, kept, rest = rows_at(chunk, unit, row_tiles, RING, 2 * HALF)
         if second:
             batch = rest // SECOND_COLUMNS
             column = rest % SECOND_COLUMNS * BC
-            kept = row - chunk // RING * (RING * ROW_TILES * 2 * HALF)
             for step in range(SECOND_STEPS):
                 slot_B = at % B_SLOTS
                 mbarrier.wait(B_empty.index(slot_B), (at // B_SLOTS & 1) ^ 1)
@@ -170,7 +185,7 @@ def load_tiles(
 @gluon.jit
 def multiply(
     T, Y, y, bias, multiplier, residual, flags, staging, A_ring, B_ring, A_full, A_empty, B_full, B_empty, tokens,
-    firsts, seconds, chunks, ROW_TILES: gl.constexpr, BLOCK_TILES: gl.constexpr, FIRST_COLUMNS: gl.constexpr,
+    firsts, seconds, chunks, row_tiles, BLOCK_TILES: gl.constexpr, FIRST_COLUMNS: gl.constexpr,
     SECOND_COLUMNS: gl.constexpr, FIRST_STEPS: gl.constexpr, SECOND_STEPS: gl.constexpr, SLOTS: gl.constexpr,
     B_SLOTS: gl.constexpr, B2: gl.constexpr, Q: gl.constexpr, ACTIVATION: gl.constexpr, SECOND: gl.constexpr,
 ):  # fmt: skip
@@ -207,8 +222,9 @@ def multiply(
         total = warpgroup_mma_wait(0, deps=(total,))
         mbarrier.arrive(A_empty.index((at - 1) % SLOTS))
         mbarrier.arrive(B_empty.index((at - 1) % B_SLOTS))
-        row = (chunk * ROW_TILES + unit % ROW_TILES) * (2 * HALF) + SECOND * HALF
-        rest = unit // ROW_TILES
+        row, kept, rest = rows_at(chunk, unit, row_tiles, RING, 2 * HALF)
+        row += SECOND * HALF
+        kept += SECOND * HALF
         if second:
             count_up(flags + (chunks + chunk))  # T has been read
             block = rest // SECOND_COLUMNS
@@ -238,7 +254,6 @@ def multiply(
             fence_async_shared()
             source = rest // FIRST_COLUMNS
             place = rest % FIRST_COLUMNS
-            kept = row - chunk // RING * (RING * ROW_TILES * 2 * HALF)
             if chunk >= RING:
                 wait_for_count(flags + (chunks + chunk - RING), 2 * seconds)
             async_store(T, [place % BLOCK_TILES * KB, kept, source, place // BLOCK_TILES * RB], staging)
@@ -252,7 +267,7 @@ def multiply(
 @gluon.jit
 def hopper_interleaved_kernel(
     x, V, T_out, T, U, Y, y, bias, multiplier, residual, flags, tokens, firsts, seconds, chunks,
-    ROW_TILES: gl.constexpr, BLOCK_TILES: gl.constexpr, FIRST_COLUMNS: gl.constexpr, SECOND_COLUMNS: gl.constexpr,
+    row_tiles, BLOCK_TILES: gl.constexpr, FIRST_COLUMNS: gl.constexpr, SECOND_COLUMNS: gl.constexpr,
     FIRST_STEPS: gl.constexpr, SECOND_STEPS: gl.constexpr, SLOTS: gl.constexpr, B_SLOTS: gl.constexpr,
     B2: gl.constexpr, Q: gl.constexpr, ACTIVATION: gl.constexpr,
 ):  # fmt: skip
@@ -273,13 +288,13 @@ def hopper_interleaved_kernel(
     gl.warp_specialize(
         [
             (multiply, (T_out, Y, y, bias, multiplier, residual, flags, out_low, low, B_ring, A_full, A_empty, B_full,
-                        B_empty, tokens, firsts, seconds, chunks, ROW_TILES, BLOCK_TILES, FIRST_COLUMNS,
+                        B_empty, tokens, firsts, seconds, chunks, row_tiles, BLOCK_TILES, FIRST_COLUMNS,
                         SECOND_COLUMNS, FIRST_STEPS, SECOND_STEPS, SLOTS, B_SLOTS, B2, Q, ACTIVATION, 0)),
             (multiply, (T_out, Y, y, bias, multiplier, residual, flags, out_high, high, B_ring, A_full, A_empty, B_full,
-                        B_empty, tokens, firsts, seconds, chunks, ROW_TILES, BLOCK_TILES, FIRST_COLUMNS,
+                        B_empty, tokens, firsts, seconds, chunks, row_tiles, BLOCK_TILES, FIRST_COLUMNS,
                         SECOND_COLUMNS, FIRST_STEPS, SECOND_STEPS, SLOTS, B_SLOTS, B2, Q, ACTIVATION, 1)),
             (load_tiles, (x, V, T, U, flags, low, high, B_ring, A_full, A_empty, B_full, B_empty, firsts, seconds,
-                          chunks, ROW_TILES, BLOCK_TILES, FIRST_COLUMNS, SECOND_COLUMNS, FIRST_STEPS, SECOND_STEPS,
+                          chunks, row_tiles, BLOCK_TILES, FIRST_COLUMNS, SECOND_COLUMNS, FIRST_STEPS, SECOND_STEPS,
                           SLOTS, B_SLOTS)),
         ],
         [4, 1],
@@ -305,32 +320,35 @@ def launches(
     if not tokens:
         return []
     found = tuned("hopper_interleaved", x, V, U) if config is None else config
-    size = configs.size(found, "only", Tiles) or _candidates(tokens, (b1, b2), p, q, rank)[0]
+    size = configs.size(found, "only", Tiles)
+    size = size if size and size.runs() else _candidates(tokens, (b1, b2), p, q, rank)[0]
+    # TMA stores whole pieces of 16 bytes, so what it writes of T and y has rows of such pieces.
     width, HALF, blocks = round_up(rank, lanes(x)), ROWS // 2, size.columns // size.ranks
     row_tiles, block_tiles = ceil_div(tokens, ROWS), ceil_div(b2, blocks)
     first_columns, second_columns = block_tiles * ceil_div(rank, size.ranks), ceil_div(q, size.columns)
     chunks = ceil_div(row_tiles, size.rows)
-    T = x.new_empty(b2, min(chunks, RING.value) * size.rows * ROWS, b1, width)
+    row_tiles = ceil_div(row_tiles, chunks)  # of a chunk: nearly equal ones, none much larger than what is left
+    T = x.new_empty(b2, min(chunks, RING.value) * row_tiles * ROWS, b1, width)
     flags = x.new_empty(2 * chunks, dtype=torch.int32)  # of tiles of a chunk: written, read
     Y = y.view(tokens, b2, 1, q).permute(1, 0, 2, 3)
     if width > rank:
         U = torch.nn.functional.pad(U, (0, 0, 0, width - rank))
     rows = second_factor(U).transpose(1, 2).unsqueeze(1)  # [b2, 1, q, b1 r']
-    firsts, seconds = b1 * first_columns * size.rows, b2 * second_columns * size.rows
+    firsts, seconds = b1 * first_columns * row_tiles, b2 * second_columns * row_tiles
     arguments = {
         "x": descriptor(aligned(x.unflatten(1, (b1, p)).transpose(0, 1)), [1, HALF, size.depth]),
         "V": descriptor(aligned(first_factor(V).permute(0, 2, 3, 1)), [1, blocks, size.ranks, size.depth]),
         "T_out": descriptor(T, [blocks, HALF, 1, size.ranks]),
         "T": descriptor(T.flatten(2), [1, HALF, size.depth]),
         "U": descriptor(aligned(rows), [1, 1, size.columns, size.depth]),
-        "Y": descriptor(Y, [1, HALF, 1, size.columns]) if is_aligned(Y) else None,
+        "Y": descriptor(Y, [1, HALF, 1, size.columns]) if is_aligned(Y) and q % lanes(y) == 0 else None,
         **{"y": y, "bias": None if bias is None else bias.contiguous()},
         **{"multiplier": epilogue.multiply, "residual": epilogue.residual, "flags": flags, "tokens": tokens},
-        **{"firsts": firsts, "seconds": seconds, "chunks": chunks},
+        **{"firsts": firsts, "seconds": seconds, "chunks": chunks, "row_tiles": row_tiles},
     }
     constants = {
-        **{"ROW_TILES": size.rows, "BLOCK_TILES": block_tiles, "FIRST_COLUMNS": first_columns},
-        **{"SECOND_COLUMNS": second_columns, "FIRST_STEPS": ceil_div(p, size.depth)},
+        **{"BLOCK_TILES": block_tiles, "FIRST_COLUMNS": first_columns, "SECOND_COLUMNS": second_columns},
+        **{"FIRST_STEPS": ceil_div(p, size.depth)},
         **{"SECOND_STEPS": ceil_div(b1 * width, size.depth), "SLOTS": size.slots, "B_SLOTS": size.B_slots},
         **{"B2": b2, "Q": q, "ACTIVATION": epilogue.activation},
     }
@@ -358,7 +376,7 @@ def _candidates(tokens: int, blocks: tuple[int, int], p: int, q: int, rank: int)
             continue
         slots = 3 if columns == MOST_COLUMNS and depth == MOST_DEPTH else 5
         each = Tiles(columns, ranks, depth, slots, slots, rows)
-        if each.shared_bytes() <= SHARED_BYTES:
+        if each.runs():
             found[each] = _padded(each, b2, p, q, rank, b1)
     return sorted(found, key=lambda each: (found[each], -each.columns, -each.ranks, -each.depth))
 
