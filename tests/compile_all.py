@@ -88,7 +88,7 @@ def _grid(options: argparse.Namespace) -> Grid:
     capabilities = [int(text) for text in _some(options.arch, list(map(str, CAPABILITIES)), "capability")]
     grid: Grid = {}
     for format, impl, capability in itertools.product(formats, impls, capabilities):
-        hopper = capability == 90 and not dispatch._hopper_problem()
+        hopper = capability == 90 and not dispatch.gluon_problem()
         if (format, impl) in able and (hopper or dispatch.is_portable(impl)):
             of_format = [case for case in cases if case.format == format]
             fixed = dict(_fixed(of_format, impl, capability))

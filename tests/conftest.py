@@ -10,7 +10,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 # Batched LAPACK calls run many times slower when its threads wait on each other.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# What one test has compiled, the others and their child processes read: half of the suite's time would go there.
+# What one test has compiled, the others and their child processes read.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="blrlab-compiled-")
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)

@@ -16,11 +16,13 @@ NO_CONFIG: Config = {}
 
 
 def size(config: Config, launch: str, kind: type[Sizes]) -> Sizes | None:
-    """Return the tiles of a launch; None where the configuration has none, or those of another release's kernel."""
+    """Return the tiles of a launch; None where there are none, or those of another release, or such as never run."""
     try:
-        return kind(**config[launch]) if config.get(launch) else None
+        found = kind(**config[launch]) if config.get(launch) else None
     except TypeError:
         return None
+    runs = getattr(found, "runs", None)
+    return found if runs is None or runs() else None
 
 
 def tuned(

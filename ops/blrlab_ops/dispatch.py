@@ -279,8 +279,8 @@ def _why_not(impl: str, device: str, dtype: str) -> str | None:
         return f"dtype {dtype} is not one of {allowed}: cast x and the factors to one of these"
     if not needs_triton(impl):
         return None
-    problem = _triton_problem() or (_hopper_problem() if is_hopper(impl) else None)
-    return problem or _why_not_triton(device, dtype, hopper=is_hopper(impl))
+    problem = _triton_problem() or _why_not_triton(device, dtype, hopper=is_hopper(impl))
+    return problem or (gluon_problem() if is_hopper(impl) else None)  # last: it loads Gluon
 
 
 def _why_not_triton(device: str, dtype: str, hopper: bool) -> str | None:
@@ -325,7 +325,8 @@ def _triton_problem() -> str | None:
 
 
 @functools.cache
-def _hopper_problem() -> str | None:
+def gluon_problem() -> str | None:
+    """Say why the Hopper kernels cannot be compiled by this Triton; None where they can."""
     version = importlib.import_module("triton").__version__
     if tuple(map(int, re.findall(r"\d+", version)[:2])) < HOPPER_TRITON:
         return f"it needs Triton {'.'.join(map(str, HOPPER_TRITON))} or newer, and this is {version}"

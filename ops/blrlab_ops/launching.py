@@ -80,15 +80,10 @@ def compile_for(launch: Launch, capability: int) -> int:
             constants[name] = value
         elif isinstance(value, Tensor) or (isinstance(value, int) and value % 16 == 0):
             attributes[(launch.kernel.arg_names.index(name),)] = [["tt.divisibility", 16]]
-    if is_gluon(launch):
+    if launch.kernel.is_gluon():
         from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     source = ASTSource(launch.kernel, signature, constants, attributes)
     return compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options()).metadata.shared
-
-
-def is_gluon(launch: Launch) -> bool:
-    """Say whether a launch's kernel is written in Gluon, the lower level of Triton, which is not interpreted."""
-    return launch.kernel.is_gluon()
 
 
 def tensor_of(value: Any) -> Tensor | None:

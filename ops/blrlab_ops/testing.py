@@ -109,14 +109,36 @@ def random_operands(
 
 def check(impl: str, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None = None) -> Verdict:
     """Hold the output of `impl` to its budget, its memory filled with NaN beforehand."""
-    wide = {name: factor.double() for name, factor in factors.items()}
-    truth = factored.linear(x.double(), wide, None if bias is None else bias.double(), impl="ref")
     with poisoned():
         out = factored.linear(x, factors, bias, impl=impl)
     if impl in LIBRARY:
-        return Verdict(*errors(out, truth), *_library_budget(x.dtype, x.shape[-1]))
-    yardstick = errors(factored.linear(x, factors, bias, impl="torch_bmm"), truth)
-    return Verdict(*errors(out, truth), *budgets.of_kernel(yardstick, torch.finfo(x.dtype).eps, peak(truth)))
+        return Verdict(*errors(out, _exact(x, factors, bias, {})), *_library_budget(x.dtype, x.shape[-1]))
+    return judge(out, x, factors, bias)
+
+
+def judge(
+    out: Tensor,
+    x: Tensor,
+    factors: Mapping[str, Tensor],
+    bias: Tensor | None = None,
+    follows: Mapping[str, Any] | None = None,
+    times: float = 2,
+) -> Verdict:
+    """Hold the output of a kernel to `times` the errors of `torch_bmm`; `follows`: its epilogue, as `linear` takes."""
+    follows = follows or {}
+    truth = _exact(x, factors, bias, follows)
+    yardstick = errors(factored.linear(x, factors, bias, **follows, impl="torch_bmm"), truth)
+    return Verdict(*errors(out, truth), *budgets.of_kernel(yardstick, torch.finfo(x.dtype).eps, peak(truth), times))
+
+
+def _exact(x: Tensor, factors: Mapping[str, Tensor], bias: Tensor | None, follows: Mapping[str, Any]) -> Tensor:
+    """Multiply in float64."""
+    wide, widened = ({name: _double(each) for name, each in given.items()} for given in (factors, follows))
+    return factored.linear(x.double(), wide, _double(bias), **widened, impl="ref")
+
+
+def _double(given: Any) -> Any:
+    return given.double() if isinstance(given, Tensor) else given
 
 
 def check_gradients(impl: str, x: Tensor, factors: Mapping[str, Tensor], bias: Tensor) -> dict[str, Verdict]:

@@ -86,7 +86,7 @@ def main() -> None:
                 for impl in filter(dispatch.is_portable, dispatch.impls(layer.format)):
                     if (layer, impl) not in LEFT_OUT and (dtype != torch.int8 or impl in search.INT8_IMPLS):
                         _compile(layer, impl, dtype, capability, sizes)
-    for layer, dtype in () if dispatch._hopper_problem() else HOPPER_JOBS:
+    for layer, dtype in () if dispatch.gluon_problem() else HOPPER_JOBS:
         for impl in filter(dispatch.is_hopper, dispatch.impls(layer.format)):
             _compile(layer, impl, dtype, 90, sizes)
     for committed, layer, impl, dtype, capability, config in _committed():

@@ -28,7 +28,7 @@ def compiled(run_child, needs_triton):
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_kernel_is_compiled(compiled, capability):
     rows = [row for row in compiled if row["capability"] == capability]
-    hopper = capability == 90 and not dispatch._hopper_problem()
+    hopper = capability == 90 and not dispatch.gluon_problem()
     assert {row["kernel"] for row in rows} == KERNELS | (HOPPER_KERNELS if hopper else set())
     implementations = {(format, impl) for format in dispatch.IMPLS for impl in dispatch.impls(format)}
     triton = {(format, impl) for format, impl in implementations if dispatch.needs_triton(impl)}

@@ -212,8 +212,7 @@ def launches(
     if not tokens:
         return []
     found = tuned("hopper_chained", x, V, U) if config is None else config
-    size = configs.size(found, "only", Tiles)
-    size = size if size and size.runs() else tiles(p, q, rank)
+    size = configs.size(found, "only", Tiles) or tiles(p, q, rank)
     arguments = {
         "x": descriptor(aligned(x.unflatten(1, (b1, p))), [ROWS // 2, 1, size.depth]),
         "V": descriptor(aligned(V.transpose(2, 3)), [1, 1, size.ranks, size.depth]),

@@ -320,8 +320,7 @@ def launches(
     if not tokens:
         return []
     found = tuned("hopper_interleaved", x, V, U) if config is None else config
-    size = configs.size(found, "only", Tiles)
-    size = size if size and size.runs() else _candidates(tokens, (b1, b2), p, q, rank)[0]
+    size = configs.size(found, "only", Tiles) or _candidates(tokens, (b1, b2), p, q, rank)[0]
     # TMA stores whole pieces of 16 bytes, so what it writes of T and y has rows of such pieces.
     width, HALF, blocks = round_up(rank, lanes(x)), ROWS // 2, size.columns // size.ranks
     row_tiles, block_tiles = ceil_div(tokens, ROWS), ceil_div(b2, blocks)
