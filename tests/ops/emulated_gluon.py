@@ -91,6 +91,7 @@ class Program:
         self.number, self.count, self.order = number, count, order
         self.changed, self.pending, self.problem = threading.Condition(), [], None
         self.ended = self.slow = False
+        self.written: dict[int, int] = {}  # what a thread wrote to shared memory, and has no fence after it yet
 
     def fail(self, problem: BaseException) -> None:
         with self.changed:
@@ -126,7 +127,7 @@ class Program:
         """Run functions at the same time until all have ended."""
 
         def one(function, *arguments) -> None:
-            place.program, place.products, place.stores, place.written = self, [], [], set()
+            place.program, place.products, place.stores = self, [], []
             function(*arguments)
             require(not place.products, "a product was never waited for")
             require(all(each.taken is not None for each in place.stores), "a store was never waited for")
@@ -175,6 +176,9 @@ class Shared:
 
     reinterpret = _reinterpret
 
+    def slice(self, start: int, length: int) -> "Shared":
+        return Shared(self.numbers[start : start + length])
+
     def permute(self, order: list[int]) -> "Shared":
         return Shared(self.numbers.permute(order))
 
@@ -182,7 +186,7 @@ class Shared:
         address = self.numbers.data_ptr()
         reading = any(each.taken is None and each.source.data_ptr() == address for each in place.stores)
         require(not reading, "a store still reads what is written")
-        place.written.add(address)
+        place.program.written[address] = threading.get_ident()
         self.numbers.copy_(values)
 
 
@@ -294,9 +298,16 @@ def load_box(described: Described, corner: list[int], barrier: Barrier, into: Sh
         place.program.changed.notify_all()
 
 
+def fence() -> None:
+    """Let TMA read what this partition has written."""
+    written = place.program.written
+    for address in [address for address, thread in list(written.items()) if thread == threading.get_ident()]:
+        del written[address]
+
+
 def store_box(described: Described, corner: list[int], source: Shared, **_: Any) -> None:
     """Have a tile copied from shared memory."""
-    require(source.numbers.data_ptr() not in place.written, "no fence after what TMA is to read was written")
+    require(source.numbers.data_ptr() not in place.program.written, "no fence after what TMA is to read was written")
     into, inside = described.box([int(at) for at in corner])
     place.stores.append(Store(into, source.numbers[inside]))
 
@@ -360,6 +371,7 @@ LANGUAGE = types.SimpleNamespace(
     minimum=min,
     num_programs=lambda axis: place.program.count,
     program_id=lambda axis: place.program.number,
+    split=lambda value: value.unbind(-1),
     static_range=range,
     store=store,
     warp_specialize=lambda functions, warps, registers: place.program.partitions(functions),
@@ -378,7 +390,7 @@ FAKES = {
     id(gl): LANGUAGE,
     id(hopper.mbarrier): BARRIER,
     id(hopper.tma): types.SimpleNamespace(store_wait=stores_read),
-    id(hopper.fence_async_shared): lambda: place.written.clear(),
+    id(hopper.fence_async_shared): fence,
     id(hopper.warpgroup_mma): product,
     id(hopper.warpgroup_mma_wait): finished,
     id(hopper_parts.async_load): load_box,

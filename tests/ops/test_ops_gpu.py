@@ -375,7 +375,7 @@ def _configs() -> list:
         (FEW_TOKENS["monarch"]._replace(tokens=63, rank=rank), "triton_fused", {"only": fused}) for rank in (48, 130)
     ]
     chained = {"columns": 128, "ranks": 32, "depth": 32, "slots": 3, "U_slots": 2}
-    interleaved = {"columns": 128, "ranks": 16, "depth": 32, "slots": 3, "B_slots": 4, "rows": 1}
+    interleaved = {"columns": 128, "ranks": 16, "depth": 32, "slots": 3, "places": 1, "rows": 1, "blocks": 8}
     for tokens, rank in ((63, 24), (1500, 72)):
         layer = FEW_TOKENS["monarch"]._replace(tokens=tokens, rank=rank)
         rows += [(layer, "hopper_chained", {"only": chained}), (layer, "hopper_interleaved", {"only": interleaved})]

@@ -83,7 +83,7 @@ def test_every_candidate_is_right(format, impl):
 @pytest.mark.parametrize("programs", [1, 2, 5])
 def test_chunks_take_turns_in_the_memory_between_the_stages(programs, monkeypatch):
     monkeypatch.setattr(hopper_parts, "SMS", programs)
-    config = {"only": {"columns": 128, "ranks": 32, "depth": 32, "slots": 2, "B_slots": 2, "rows": 1}}
+    config = {"only": {"columns": 128, "ranks": 32, "depth": 32, "slots": 2, "places": 1, "rows": 1, "blocks": 4}}
     for layer in (Case("monarch", 1000, 64, 96, (2, 3), 24), Case("monarch", 1000, 512, 96, (8, 3), 32)):
         operands = testing.random_operands(layer, dtype=torch.bfloat16)
         for slow in (None, *range(programs)):
