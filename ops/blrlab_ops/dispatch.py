@@ -36,7 +36,6 @@ IMPLS = {
         "ref",
         "torch_bmm",
         "hopper_chained",
-        "hopper_interleaved",
         "triton_fused",
         "triton_streaming",
         "triton_two_stage",

@@ -10,7 +10,6 @@ Gluon has no interpreter.
 # pyright: reportAttributeAccessIssue=false, reportAssignmentType=false
 
 import functools
-import inspect
 
 import torch
 from torch import Tensor
@@ -27,12 +26,8 @@ SMS = 132  # of an H100 and an H200, where no GPU is there to ask
 LINE = 16  # bytes: where TMA reads, rows begin at multiples of it
 ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
 
-FENCE = gl.constexpr("fence.proxy.async; mov.u32 $0, $1;")  # between TMA's accesses to memory and others
-STORES_DONE = gl.constexpr("cp.async.bulk.wait_group 0; fence.proxy.async; mov.u32 $0, $1;")
-
-# Triton 3.8 renamed them.
+# Triton 3.8 renamed it.
 async_load = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
-async_store = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
 
 
 def descriptor(tensor: Tensor, tile: list[int]) -> TensorDescriptor:
@@ -86,44 +81,6 @@ def _multiprocessors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-thread_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier
-
-try:  # from Triton 3.9 a copy can say what the L2 is to do with its lines
-    from triton.language.core import _CachePolicy
-except ImportError:
-    _CachePolicy = None
-
-if _CachePolicy is not None and "cache_policy" in inspect.signature(async_load).parameters:
-    FIRST = gl.constexpr(_CachePolicy(eviction_policy="evict_first"))
-
-    @gluon.jit
-    def load_once(tensor, corner, ready, into):
-        """Copy a tile into shared memory; its lines in the L2 are the first to go."""
-        async_load(tensor, corner, ready, into, cache_policy=FIRST)
-
-    @gluon.jit
-    def store_once(tensor, corner, source):
-        """Copy a tile from shared memory; its lines in the L2 are the first to go."""
-        async_store(tensor, corner, source, cache_policy=FIRST)
-
-else:
-    load_once, store_once = async_load, async_store
-
-if hasattr(gl.shared_memory_descriptor, "reinterpret"):
-
-    @gluon.jit
-    def seen_as(memory, described):
-        """Return shared memory, at a multiple of 1024 bytes, as a tile of what is described, whatever lay there."""
-        return memory.reinterpret(described.dtype, described.block_shape, described.layout)
-
-else:  # before Triton 3.9
-
-    @gluon.jit
-    def seen_as(memory, described):
-        """Return shared memory, at a multiple of 1024 bytes, as a tile of what is described, whatever lay there."""
-        return memory._reinterpret(described.dtype, described.block_shape, described.layout)
-
-
 @gluon.jit
 def barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
     """Make barriers in shared memory, each of whose phases ends with so many arrivals."""
@@ -158,31 +115,3 @@ def finish(
     if residual is not None:
         total += gl.load(residual + offsets, mask=mask, other=0.0).to(gl.float32)
     return total
-
-
-@gluon.jit
-def clear_kernel(flags, count, MOST: gl.constexpr):
-    """Set counts to zero."""
-    number = gl.arange(0, MOST, gl.BlockedLayout([1], [32], [4], [0]))
-    gl.store(flags + number, gl.zeros_like(number), mask=number < count)
-
-
-@gluon.jit
-def wait_for_stores():
-    """Wait until all that this warpgroup has stored by TMA can be read by others."""
-    gl.inline_asm_elementwise(STORES_DONE, "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1)
-    thread_barrier()  # a wide tile is stored by a thread of every warp, each of which has waited; another counts
-
-
-@gluon.jit
-def count_up(flag):
-    """Add one to a count that other programs wait for."""
-    gl.atomic_add(flag, 1, sem="release", scope="gpu")
-
-
-@gluon.jit
-def wait_for_count(flag, least):
-    """Wait until a count has come so far; TMA then reads what was stored before."""
-    while gl.atomic_add(flag, 0, sem="acquire", scope="gpu") < least:
-        pass
-    gl.inline_asm_elementwise(FENCE, "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1)

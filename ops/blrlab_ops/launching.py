@@ -22,12 +22,10 @@ class Launch(NamedTuple):
     warps: int
     stages: int
     early: bool = False  # may start before the launch before it has ended, whose results the kernel waits for
-    cooperative: bool = False  # all programs run at once, or the launch is an error
 
     def options(self) -> dict[str, Any]:
         """Return what Triton calls the options of a launch."""
-        found = {"num_warps": self.warps, "num_stages": self.stages, "launch_pdl": self.early}
-        return {**found, "launch_cooperative_grid": True} if self.cooperative else found
+        return {"num_warps": self.warps, "num_stages": self.stages, "launch_pdl": self.early}
 
 
 def overlaps(device: torch.device) -> bool:

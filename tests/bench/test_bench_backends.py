@@ -293,7 +293,6 @@ def test_every_backend_has_its_formats_and_only_own_kernels_the_closer_budget() 
         **dict.fromkeys(("int8_streaming", "ref", "torch_bmm", "triton_streaming", "triton_two_stage"), FORMATS[1:]),
         "triton_fused": ("monarch",),
         "hopper_chained": ("monarch",),
-        "hopper_interleaved": ("monarch",),
         "triton_late_mixing": ("blast",),
         "triton_three_stage": ("blast",),
         "bmm_mixing": ("blast",),

@@ -1,10 +1,9 @@
 """Runs Gluon kernels without a GPU, as far as the Hopper kernels need it: Triton interprets none of them.
 
 The partitions of a warp-specialised kernel are threads over one shared memory. What is asynchronous on the chip is late
-here: TMA's copies are made out of turn by a thread of their own, products take their operands when somebody waits for
-them, and stores reach memory when somebody waits until others can read them, not when their source may be written
-again. So a kernel that reads a tile too early, or fills one again too
-early, gives wrong numbers, and one that waits for what never comes is an error after `PATIENCE` seconds.
+here: TMA's copies are made out of turn by a thread of their own, and products take their operands when somebody waits
+for them. So a kernel that reads a tile too early, or fills one again too early, gives wrong numbers, and one that waits
+for what never comes is an error after `PATIENCE` seconds.
 """
 
 import contextlib
@@ -27,8 +26,7 @@ from triton.runtime import JITFunction
 PATIENCE = 20.0
 LINGERS = 0.05  # the share of waits for a product during which all else goes on
 DTYPES = {gl.bfloat16: torch.bfloat16, gl.float16: torch.float16, gl.float32: torch.float32, gl.int64: torch.int64}
-counted = threading.Condition()
-place = threading.local()  # of a partition: its program, what its products and stores have still to do
+place = threading.local()  # of a partition: its program, its products under way
 
 
 class Fault(Exception):
@@ -40,13 +38,11 @@ def require(right: Any, fault: str) -> None:
         raise Fault(fault)
 
 
-def run(launch: Launch, seed: int = 0, slow: int | None = None) -> None:
-    """Run all programs of a launch at the same time, one of them slowly."""
+def run(launch: Launch, seed: int = 0) -> None:
+    """Run all programs of a launch at the same time."""
     kernel, given = Names().rebound(launch.kernel), {**launch.arguments, **launch.constants}
     arguments = {name: argument(given[name]) for name in launch.kernel.arg_names}
     programs = [Program(number, launch.programs, random.Random(seed + number)) for number in range(launch.programs)]
-    for program in programs:
-        program.slow = program.number == slow
 
     def one(program: Program) -> None:
         with program.copies():
@@ -90,8 +86,7 @@ class Program:
     def __init__(self, number: int, count: int, order: random.Random) -> None:
         self.number, self.count, self.order = number, count, order
         self.changed, self.pending, self.problem = threading.Condition(), [], None
-        self.ended = self.slow = False
-        self.written: dict[int, int] = {}  # what a thread wrote to shared memory, and has no fence after it yet
+        self.ended = False
 
     def fail(self, problem: BaseException) -> None:
         with self.changed:
@@ -127,11 +122,9 @@ class Program:
         """Run functions at the same time until all have ended."""
 
         def one(function, *arguments) -> None:
-            place.program, place.products, place.stores = self, [], []
+            place.program, place.products = self, []
             function(*arguments)
             require(not place.products, "a product was never waited for")
-            require(all(each.taken is not None for each in place.stores), "a store was never waited for")
-            wait_for_stores()  # as the end of a launch does
 
         at_once([(one, (function, *arguments)) for function, arguments in functions], [self])
         if self.problem:
@@ -170,31 +163,8 @@ class Shared:
     def reshape(self, shape: list[int]) -> "Shared":
         return Shared(self.numbers.view(shape))
 
-    def _reinterpret(self, dtype: Any, shape: list[int], layout: Any) -> "Shared":
-        require(dtype == self.dtype, "shared memory is taken for another dtype")
-        return Shared(self.numbers.view(shape))
-
-    reinterpret = _reinterpret
-
-    def slice(self, start: int, length: int) -> "Shared":
-        return Shared(self.numbers[start : start + length])
-
     def permute(self, order: list[int]) -> "Shared":
         return Shared(self.numbers.permute(order))
-
-    def store(self, values: Tensor) -> None:
-        address = self.numbers.data_ptr()
-        reading = any(each.taken is None and each.source.data_ptr() == address for each in place.stores)
-        require(not reading, "a store still reads what is written")
-        place.program.written[address] = threading.get_ident()
-        self.numbers.copy_(values)
-
-
-class Store:
-    """A copy from shared memory that is under way; `taken` is what it has read."""
-
-    def __init__(self, into: Tensor, source: Tensor) -> None:
-        self.into, self.source, self.taken = into, source, None
 
 
 class Described:
@@ -252,8 +222,8 @@ def product(left, right, total, *, is_async=False, use_acc=True):
 
 def finished(pending=0, deps=()):
     """Wait until so many products are under way at most; results of those may only be added to."""
-    if place.program.slow or place.program.order.random() < LINGERS:
-        time.sleep(0.005 if place.program.slow else 0.002)
+    if place.program.order.random() < LINGERS:
+        time.sleep(0.002)
     while len(place.products) > pending:
         left, right, total, use_acc, found = place.products.pop(0)
         require(_operand(left).shape[0] == 64, "a warpgroup multiplies 64 rows")
@@ -298,33 +268,6 @@ def load_box(described: Described, corner: list[int], barrier: Barrier, into: Sh
         place.program.changed.notify_all()
 
 
-def fence() -> None:
-    """Let TMA read what this partition has written."""
-    written = place.program.written
-    for address in [address for address, thread in list(written.items()) if thread == threading.get_ident()]:
-        del written[address]
-
-
-def store_box(described: Described, corner: list[int], source: Shared, **_: Any) -> None:
-    """Have a tile copied from shared memory."""
-    require(source.numbers.data_ptr() not in place.program.written, "no fence after what TMA is to read was written")
-    into, inside = described.box([int(at) for at in corner])
-    place.stores.append(Store(into, source.numbers[inside]))
-
-
-def stores_read(pending: int) -> None:
-    """Wait until so many stores at most have not read their source; what they wrote may not be read yet."""
-    for each in place.stores[: len(place.stores) - pending]:
-        each.taken = each.source.clone() if each.taken is None else each.taken
-
-
-def wait_for_stores() -> None:
-    stores_read(0)
-    while place.stores:
-        store = place.stores.pop(0)
-        store.into.copy_(store.taken)
-
-
 def load(pointer: Pointer, mask: Tensor, other: float) -> Tensor:
     at = torch.where(mask, pointer.at, 0)
     return torch.where(mask, pointer.numbers[at], other)
@@ -340,20 +283,6 @@ def allocate(dtype: Any, shape: list[int], layout: Any) -> Any:
     return Shared(torch.full(shape, float("nan"), dtype=dtype))
 
 
-def count_up(flag: Pointer) -> None:
-    with counted:
-        flag.numbers[flag.at] += 1
-        counted.notify_all()
-
-
-def wait_for_count(flag: Pointer, least: int) -> None:
-    program = place.program
-    with counted:
-        came = counted.wait_for(lambda: flag.numbers[flag.at] >= least or program.problem, PATIENCE)
-    require(came, "waited in vain")
-    require(not program.problem, "something else failed")
-
-
 LANGUAGE = types.SimpleNamespace(
     **{name: dtype for dtype in DTYPES.values() for name in [str(dtype).removeprefix("torch.")]},
     constexpr=gl.constexpr,
@@ -367,16 +296,11 @@ LANGUAGE = types.SimpleNamespace(
     erf=torch.erf,
     exp=torch.exp,
     load=load,
-    maximum=max,
-    minimum=min,
     num_programs=lambda axis: place.program.count,
     program_id=lambda axis: place.program.number,
-    split=lambda value: value.unbind(-1),
     static_range=range,
     store=store,
     warp_specialize=lambda functions, warps, registers: place.program.partitions(functions),
-    where=lambda condition, yes, no: yes if condition else no,
-    zeros_like=torch.zeros_like,
     zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
 )
 BARRIER = types.SimpleNamespace(
@@ -389,17 +313,9 @@ BARRIER = types.SimpleNamespace(
 FAKES = {
     id(gl): LANGUAGE,
     id(hopper.mbarrier): BARRIER,
-    id(hopper.tma): types.SimpleNamespace(store_wait=stores_read),
-    id(hopper.fence_async_shared): fence,
     id(hopper.warpgroup_mma): product,
     id(hopper.warpgroup_mma_wait): finished,
     id(hopper_parts.async_load): load_box,
-    id(hopper_parts.count_up): count_up,
-    id(hopper_parts.load_once): load_box,
-    id(hopper_parts.store_once): store_box,
-    id(hopper_parts.wait_for_count): wait_for_count,
-    id(hopper_parts.wait_for_stores): wait_for_stores,
-    id(hopper_parts.async_store): store_box,
     id(cuda.gdc_launch_dependents): lambda: None,
     id(cuda.gdc_wait): lambda: None,
 }

@@ -17,7 +17,7 @@ KERNELS = {
     "core_mix_kernel",
     "token_mix_kernel",
 }
-HOPPER_KERNELS = {"hopper_chain_kernel", "hopper_interleaved_kernel", "clear_kernel"}
+HOPPER_KERNELS = {"hopper_chain_kernel"}
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ def test_impl_none_takes_torch_bmm_on_the_cpu(format):
 def test_impls_and_why_not(format):
     own = {
         "low_rank": ("triton_streaming", "triton_two_stage"),
-        "monarch": ("hopper_chained", "hopper_interleaved", "triton_fused", "triton_streaming", "triton_two_stage"),
+        "monarch": ("hopper_chained", "triton_fused", "triton_streaming", "triton_two_stage"),
         "blast": ("bmm_mixing", "triton_two_stage", "triton_late_mixing", "triton_streaming", "triton_three_stage"),
     }
     assert blrlab_ops.impls(format) == ("ref", "torch_bmm", *own[format])

@@ -375,39 +375,33 @@ def _configs() -> list:
         (FEW_TOKENS["monarch"]._replace(tokens=63, rank=rank), "triton_fused", {"only": fused}) for rank in (48, 130)
     ]
     chained = {"columns": 128, "ranks": 32, "depth": 32, "slots": 3, "U_slots": 2}
-    interleaved = {"columns": 128, "ranks": 16, "depth": 32, "slots": 3, "places": 1, "rows": 1, "blocks": 8}
     for tokens, rank in ((63, 24), (1500, 72)):
         layer = FEW_TOKENS["monarch"]._replace(tokens=tokens, rank=rank)
-        rows += [(layer, "hopper_chained", {"only": chained}), (layer, "hopper_interleaved", {"only": interleaved})]
+        rows.append((layer, "hopper_chained", {"only": chained}))
     return rows
 
 
-@pytest.mark.parametrize("impl", ["hopper_chained", "hopper_interleaved"])
+HOPPER = [(format, impl) for format in dispatch.IMPLS for impl in filter(dispatch.is_hopper, dispatch.impls(format))]
+
+
+@pytest.mark.parametrize(("format", "impl"), HOPPER)
 @pytest.mark.parametrize("busy", [False, True])
-def test_programs_that_wait_for_each_other_agree_bit_for_bit(impl, busy):
-    """Over many chunks of tokens, alone and beside another stream's work."""
-    layer, more = Case("monarch", 16384, 1152, 3456, (8, 8), 48), torch.randn(4096, 4096, device="cuda")
+def test_hopper_kernels_agree_bit_for_bit(format, impl, busy):
+    """Over many tiles, alone and beside another stream's work."""
+    layer, more = Case(format, 16384, 1152, 3456, (8, 8), 48), torch.randn(4096, 4096, device="cuda")
     x, factors, bias = testing.random_operands(layer, dtype=torch.bfloat16, device="cuda")
-    module, y = importlib.import_module(f"blrlab_ops.monarch.{impl}"), x.new_empty(layer.tokens, layer.out_features)
-    weights, stream = module.pack(*factors.values()), torch.cuda.Stream()
-    options = [tiles._asdict() for tiles in module.candidates(x, *weights)["only"]]
-    few = min(options, key=lambda each: each.get("rows", 0))
-    launches = module.launches(x, *weights, bias, y, config={"only": few})
-    launching.run(launches, x.device)
-    _judge(y, x, factors, bias)
-    expected = y.clone()
+    stream, expected = torch.cuda.Stream(), blrlab_ops.linear(x, factors, bias, impl=impl)
+    _judge(expected, x, factors, bias)
     for _ in range(200):
         if busy:
             with torch.cuda.stream(stream):
                 more @ more
-        y.fill_(float("nan"))
-        launching.run(launches, x.device)
-        assert torch.equal(y, expected)
+        assert torch.equal(blrlab_ops.linear(x, factors, bias, impl=impl), expected)
 
 
-@pytest.mark.parametrize("impl", ["hopper_chained", "hopper_interleaved"])
-def test_hopper_kernels_are_tuned(impl):
-    layer = Case("monarch", 256, 512, 512, (4, 4), 40)
+@pytest.mark.parametrize(("format", "impl"), HOPPER)
+def test_hopper_kernels_are_tuned(format, impl):
+    layer = Case(format, 256, 512, 512, (4, 4), 40)
     assert list(search.tune(layer, torch.bfloat16, impls=[impl], measured=3)) == [impl]  # which was right
 
 

@@ -80,22 +80,6 @@ def test_every_candidate_is_right(format, impl):
         _judge(_emulate(layer, impl, operands, config=config), x, factors, bias)
 
 
-@pytest.mark.parametrize("programs", [1, 2, 5])
-def test_chunks_take_turns_in_the_memory_between_the_stages(programs, monkeypatch):
-    monkeypatch.setattr(hopper_parts, "SMS", programs)
-    config = {"only": {"columns": 128, "ranks": 32, "depth": 32, "slots": 2, "places": 1, "rows": 1, "blocks": 4}}
-    for layer in (Case("monarch", 1000, 64, 96, (2, 3), 24), Case("monarch", 1000, 512, 96, (8, 3), 32)):
-        operands = testing.random_operands(layer, dtype=torch.bfloat16)
-        for slow in (None, *range(programs)):
-            _judge(_emulate(layer, "hopper_interleaved", operands, config=config, slow=slow), *operands)
-
-
-def test_programs_that_wait_for_each_other_are_launched_together():
-    x, factors, bias = testing.random_operands(SQUARE, dtype=torch.bfloat16)
-    launches = _module("monarch", "hopper_interleaved").launches(x, *factors.values(), bias, x.new_empty(63, 96))
-    assert [launch.options().get("launch_cooperative_grid", False) for launch in launches] == [False, True]
-
-
 @each_kernel
 def test_tiles_that_would_never_come_to_an_end_are_left_out(format, impl):
     """Those of a file; rules take their place."""
