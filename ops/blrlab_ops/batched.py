@@ -5,16 +5,29 @@ The block layouts of this package are chosen such that every product needs only 
 then stores straight into its final place. While autograd records, or a compiler traces, `out=` is not
 possible: the plain product is returned and the one permutation of the result is left to PyTorch.
 
+A batched product has no bias of its own: PyTorch writes the bias to all of y before, which the product then reads.
+Where y is large that takes as long as a product; `spare` says so, and whoever makes the left operand then leaves depth
+for ones beyond its own, which the bias is multiplied by.
+
 Shapes: b batches, m rows, k depth, n tokens, q columns of a block.
 """
 
 import torch
 from torch import Tensor
 
+SPARE = 8  # depth beyond the operands' own, which keeps rows of 16-bit numbers at multiples of 16 bytes
+LARGE = 2**24  # numbers of y from which on the bias is a part of the product
+
 
 def to_rows(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply [b, n, k] @ [b, k, q] into token rows [n, b q], plus bias [b q]."""
+    """Multiply [b, n, k] @ [b, k, q] into token rows [n, b q], plus bias [b q].
+
+    A left operand deeper than the right one has room for the bias, `spare`; what it has there is overwritten.
+    """
     batches, tokens, width = left.shape[0], left.shape[1], right.shape[2]
+    if bias is not None and left.shape[2] > right.shape[1]:
+        left[:, :, right.shape[1] :].fill_(1)
+        right, bias = _above(right, bias.view(batches, width), left.shape[2]), None
     start = None if bias is None else bias.view(batches, 1, width)
     if _functional(left, right, bias):
         blocks = torch.bmm(left, right) if start is None else torch.baddbmm(start, left, right)
@@ -27,21 +40,37 @@ def to_rows(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return rows.view(tokens, batches * width)
 
 
-def to_columns(left: Tensor, right: Tensor) -> Tensor:
-    """Multiply [b, m, k] @ [b, k, n] -> [b, m, n], tokens adjacent in memory.
+def spare(x: Tensor, bias: Tensor | None, *weights: Tensor, size: int) -> int:
+    """Return the depth to leave for the bias of a result of so many numbers: SPARE, or 0 where it is better added."""
+    return SPARE if bias is not None and size >= LARGE and not _functional(x, bias, *weights) else 0
+
+
+def to_columns(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """Multiply [b, m, k] @ [b, k, n] -> [b, m, n], tokens adjacent in memory: `out`, of eager calls, or new.
 
     Rows start at multiples of 16 bytes where that is ours to choose: at n = 197 unaligned rows would send the
     next product to a slower cuBLAS kernel.
     """
     if _functional(left, right):
         return torch.bmm(left, right)
-    return torch.bmm(left, right, out=columns(left, left.shape[0], left.shape[1], right.shape[2]))
+    made = columns(left, left.shape[0], left.shape[1], right.shape[2]) if out is None else out
+    return torch.bmm(left, right, out=made)
 
 
 def columns(like: Tensor, batches: int, rows: int, tokens: int) -> Tensor:
     """Return memory for a result of `to_columns`, [b, m, n]."""
     lanes = 16 // like.element_size()
     return like.new_empty(batches, rows, -(-tokens // lanes) * lanes)[:, :, :tokens]
+
+
+def _above(right: Tensor, bias: Tensor, depth: int) -> Tensor:
+    """Return [b, k, q] with the bias [b, q] as its next row, and zeros up to a depth; rows of q stay as they lie."""
+    batches, own, width = right.shape
+    deeper = right.new_empty(batches, width, depth).transpose(1, 2)
+    deeper[:, :own] = right
+    deeper[:, own] = bias
+    deeper[:, own + 1 :] = 0
+    return deeper
 
 
 def _functional(*tensors: Tensor | None) -> bool:

@@ -1,9 +1,11 @@
 """Every format and implementation that a CPU runs: right in every dtype, at every shape, for any strides."""
 
+from unittest import mock
+
 import blrlab_ops
 import pytest
 import torch
-from blrlab_ops import testing
+from blrlab_ops import batched, testing
 from blrlab_ops.testing import Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -89,16 +91,19 @@ def test_any_strides(layer, impl):
     format=st.sampled_from(("low_rank", "monarch", "blast")),
     sizes=st.tuples(*[st.integers(1, 5)] * 6),
     seed=st.integers(0, 2**31),
+    large=st.sampled_from((1, batched.LARGE)),
 )
 @settings(max_examples=60, deadline=None)
-def test_torch_bmm_is_a_product_with_the_dense_weight(format, sizes, seed):
+def test_torch_bmm_is_a_product_with_the_dense_weight(format, sizes, seed, large):
+    """Whether the bias is added or a part of the product."""
     tokens, b1, b2, p, q, rank = sizes
     layer = Case(format, tokens, b1 * p, b2 * q, (b1, b2) if format != "low_rank" else (1, 1), rank)
     x, factors, bias = testing.random_operands(layer, seed=seed, dtype=torch.float64)
     expected = x @ blrlab_ops.to_dense(factors) + bias
     packed = blrlab_ops.pack(factors, impl="torch_bmm")
-    for weights in (factors, packed):
-        torch.testing.assert_close(blrlab_ops.linear(x, weights, bias, impl="torch_bmm"), expected)
+    with mock.patch.object(batched, "LARGE", large):
+        for weights in (factors, packed):
+            torch.testing.assert_close(blrlab_ops.linear(x, weights, bias, impl="torch_bmm"), expected)
 
 
 def test_blast_contains_low_rank_and_monarch():
@@ -138,3 +143,23 @@ def test_torch_bmm_copies_nothing_when_factors_are_packed(layer):
         blrlab_ops.linear(x, packed, bias, impl="torch_bmm")
     assert not seen.names & {"clone", "copy_", "_to_copy", "contiguous", "cat"}, seen.names
     assert seen.names & {"bmm", "mm"}
+
+
+@pytest.mark.parametrize("layer", SMALL[1:], ids=_name)
+@pytest.mark.parametrize("dtype", DTYPES, ids=_name)
+def test_the_bias_of_a_large_result_is_a_part_of_the_product(layer, dtype, monkeypatch):
+    """Nothing of y's size is written but the product; where autograd records, the bias is added as ever."""
+    x, factors, bias = testing.random_operands(layer, dtype=dtype)
+    exact, lost = x.double() @ blrlab_ops.to_dense({name: each.double() for name, each in factors.items()}) + bias, {}
+    for large, adds in ((layer.tokens * layer.out_features, False), (batched.LARGE, True)):
+        monkeypatch.setattr(batched, "LARGE", large)
+        with _Operations() as seen:
+            y = blrlab_ops.linear(x, factors, bias, impl="torch_bmm")
+        assert ("baddbmm" in seen.names) == adds
+        lost[adds] = testing.errors(y, exact)[0]
+    assert lost[False] <= 1.1 * lost[True] + torch.finfo(torch.float32).eps
+    monkeypatch.setattr(batched, "LARGE", 1)
+    with _Operations() as seen:
+        blrlab_ops.linear(x, factors, bias.requires_grad_(), impl="torch_bmm").sum().backward()
+    assert "baddbmm" in seen.names
+    torch.testing.assert_close(bias.grad.float(), torch.full((layer.out_features,), float(layer.tokens)))

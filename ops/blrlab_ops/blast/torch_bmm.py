@@ -20,10 +20,16 @@ from . import layout
 
 def linear(x: Tensor, V: Tensor, S: Tensor, U: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply, x [..., i] -> [..., o]; the bias joins the last product."""
-    b1, p, _ = V.shape
+    b1, p, rank = V.shape
     x_blocks = x.reshape(-1, b1, p).permute(1, 2, 0)  # [b1, p, n]
     Z = batched.to_columns(V.transpose(1, 2), x_blocks)  # [b1, r, n]
-    W = batched.to_columns(S.permute(2, 1, 0).contiguous(), Z.transpose(0, 1))  # [r, b2, n]
+    S_ranks, tokens = S.permute(2, 1, 0).contiguous(), x_blocks.shape[2]
+    spare = batched.spare(x, bias, V, S, U, size=tokens * U.shape[0] * U.shape[2])
+    if spare:
+        W = batched.columns(x, rank + spare, U.shape[0], tokens)
+        batched.to_columns(S_ranks, Z.transpose(0, 1), W[:rank])
+    else:
+        W = batched.to_columns(S_ranks, Z.transpose(0, 1))  # [r, b2, n]
     y = batched.to_rows(W.permute(1, 2, 0), U, bias)
     return y.view(*x.shape[:-1], U.shape[0] * U.shape[2])
 

@@ -24,7 +24,8 @@ def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None) -> Tenso
     """Multiply, x [..., i] -> [..., o]; the bias joins the second product."""
     b1, b2, p, _ = V.shape
     x_blocks = x.reshape(-1, b1, p).permute(1, 2, 0)  # [b1, p, n]
-    T = _first_stage(x_blocks, V)  # [b2, b1 r', n]
+    spare = batched.spare(x, bias, V, U, size=x_blocks.shape[2] * b2 * U.shape[3])
+    T = _first_stage(x_blocks, V, spare)  # [b2, b1 r' + spare, n]
     y = batched.to_rows(T.transpose(1, 2), _second_factor(U), bias)
     return y.view(*x.shape[:-1], b2 * U.shape[3])
 
@@ -48,10 +49,15 @@ def gradients(grad: Tensor, x: Tensor, V: Tensor, U: Tensor, *, needs: Sequence[
     return dx, dV, dU
 
 
-def _first_stage(x_blocks: Tensor, V: Tensor) -> Tensor:
-    """Multiply x_blocks [b1, p, n] by V -> T [b2, b1 r', n], a view of ranks before blocks."""
+def _first_stage(x_blocks: Tensor, V: Tensor, spare: int = 0) -> Tensor:
+    """Multiply x_blocks [b1, p, n] by V -> T [b2, b1 r' + spare, n], a view of ranks before blocks."""
     b1, b2, p, rank = V.shape
     V_rows = V.permute(0, 3, 1, 2).reshape(b1, rank * b2, p)
+    if spare:
+        rows = batched.columns(x_blocks, b1 * rank + spare, b2, x_blocks.shape[2])
+        own = rows.flatten(0, 1)[: b1 * rank * b2].unflatten(0, (b1, rank * b2))
+        batched.to_columns(V_rows, x_blocks, own)
+        return rows.transpose(0, 1)
     T = batched.to_columns(V_rows, x_blocks)  # [b1, r' b2, n]
     return T.unflatten(1, (rank, b2)).permute(2, 0, 1, 3).flatten(1, 2)
 
