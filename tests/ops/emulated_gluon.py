@@ -296,6 +296,7 @@ LANGUAGE = types.SimpleNamespace(
     erf=torch.erf,
     exp=torch.exp,
     load=load,
+    minimum=min,
     num_programs=lambda axis: place.program.count,
     program_id=lambda axis: place.program.number,
     static_range=range,

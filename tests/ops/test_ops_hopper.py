@@ -81,6 +81,15 @@ def test_every_candidate_is_right(format, impl):
 
 
 @each_kernel
+@pytest.mark.parametrize("tokens", [1024, 1025, 2300])
+def test_many_tiles_of_tokens(format, impl, tokens):
+    """More than share what they read: the last of them are fewer."""
+    layer = Case(format, tokens, 64, 96, (2, 3), 24)
+    operands = testing.random_operands(layer, dtype=torch.bfloat16)
+    _judge(_emulate(layer, impl, operands), *operands)
+
+
+@each_kernel
 def test_tiles_that_would_never_come_to_an_end_are_left_out(format, impl):
     """Those of a file; rules take their place."""
     x, factors, bias = operands = testing.random_operands(SQUARE, dtype=torch.bfloat16)

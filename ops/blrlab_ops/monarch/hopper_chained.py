@@ -49,6 +49,7 @@ from .triton_two_stage import tuned
 __all__ = ["launches", "linear", "pack"]
 
 ROWS = 128  # tokens of a program, half of them a warpgroup's
+GROUP = gl.constexpr(8)  # tiles of so many tokens that all output blocks are taken of before others
 MOST_COLUMNS, MOST_RANKS, MOST_DEPTH = 256, 128, 64
 MOST_SUMS = 320  # float32 of a token, that a warpgroup of 128 threads and 64 tokens has registers for
 
@@ -81,15 +82,24 @@ class Tiles(NamedTuple):
 
 
 @gluon.jit
-def tile_at(number, row_tiles, column_tiles):
-    """Return output block, tile of columns and tile of rows; rows go fastest, so that weights are shared."""
-    return number // (row_tiles * column_tiles), (number // row_tiles) % column_tiles, number % row_tiles
+def tile_at(number, row_tiles, column_tiles, B2: gl.constexpr):
+    """Return output block, tile of columns and tile of rows.
+
+    Rows go fastest, so that programs share weights, but a group of them at a time, whose x then stays in the L2 while
+    all output blocks read it.
+    """
+    in_group = GROUP * B2 * column_tiles
+    first = number // in_group * GROUP
+    rows, inside = gl.minimum(GROUP, row_tiles - first), number % in_group
+    rest = inside // rows
+    return rest // column_tiles, rest % column_tiles, first + inside % rows
 
 
 @gluon.jit
 def load_tiles(
     x, V, U, x_low, x_high, V_ring, U_ring, full, empty, U_full, U_empty, tiles, row_tiles, column_tiles,
-    B1: gl.constexpr, CHUNKS: gl.constexpr, PARTS: gl.constexpr, SLOTS: gl.constexpr, U_SLOTS: gl.constexpr,
+    B1: gl.constexpr, B2: gl.constexpr, CHUNKS: gl.constexpr, PARTS: gl.constexpr, SLOTS: gl.constexpr,
+    U_SLOTS: gl.constexpr,
 ):  # fmt: skip
     """Fill the rings: x and V chunk by chunk, U once for every input block and part of its rank."""
     HALF: gl.constexpr = x.block_shape[0]
@@ -99,7 +109,7 @@ def load_tiles(
     step = 0
     link = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, columns, rows = tile_at(tile, row_tiles, column_tiles)
+        block, columns, rows = tile_at(tile, row_tiles, column_tiles, B2)
         row = rows * (2 * HALF)
         for source in range(B1):
             for part in range(PARTS):
@@ -136,7 +146,7 @@ def chain(
     step = 0
     link = 0
     for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
-        block, columns, rows = tile_at(tile, row_tiles, column_tiles)
+        block, columns, rows = tile_at(tile, row_tiles, column_tiles, B2)
         total = gl.zeros([HALF, BC], gl.float32, outer)
         for _ in range(B1 * PARTS):
             T = gl.zeros([HALF, R], gl.float32, inner)
@@ -190,7 +200,7 @@ def hopper_chain_kernel(
             (chain, (y, bias, multiply, residual, x_high, V_ring, U_ring, full, empty, U_full, U_empty, tokens, tiles,
                      row_tiles, column_tiles, B1, CHUNKS, PARTS, SLOTS, U_SLOTS, B2, Q, ACTIVATION, 1)),
             (load_tiles, (x, V, U, x_low, x_high, V_ring, U_ring, full, empty, U_full, U_empty, tiles, row_tiles,
-                          column_tiles, B1, CHUNKS, PARTS, SLOTS, U_SLOTS)),
+                          column_tiles, B1, B2, CHUNKS, PARTS, SLOTS, U_SLOTS)),
         ],
         [4, 1],
         [232, 24],
