@@ -8,7 +8,7 @@ from pathlib import Path
 
 RECORDS = Path(__file__).resolve().parent / "records"
 FILES = {"llama7b": "llama7b,llama7b_joined,llama7b_compiled", "llama1b": "llama1b", "vit_b": "vit_b,vit_b_compiled"}
-FILES["dit_xl"] = "dit_xl"
+FILES["dit_xl"] = "dit_xl,dit_xl_bias"
 FORMATS = ("low_rank", "monarch", "blast")
 
 

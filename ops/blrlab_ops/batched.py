@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 SPARE = 8  # depth beyond the operands' own, which keeps rows of 16-bit numbers at multiples of 16 bytes
-LARGE = 2**24  # numbers of y from which on the bias is a part of the product
+LARGE = 2**23  # numbers of y from which on the bias is a part of the product
 
 
 def to_rows(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
