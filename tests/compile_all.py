@@ -123,8 +123,7 @@ def _candidates(cases: Iterable[Case], impl: str, capability: int, unsuited: boo
         if not unsuited and dispatch.unsuited(impl, dispatch.Layer(*case[1:])):
             continue
         given = compiled_kernels.operands(case, impl, torch.bfloat16)
-        options = given.module.candidates(given.x, *given.weights)
-        for place, (name, tiles) in zip(range(-len(options), 0), options.items(), strict=True):
+        for place, (name, tiles) in enumerate(given.module.candidates(given.x, *given.weights).items()):
             for each in tiles:
                 config = {name: each._asdict()}
                 launch = compiled_kernels.launches(given, capability, config)[place]

@@ -9,6 +9,7 @@ from pathlib import Path
 RECORDS = Path(__file__).resolve().parent / "records"
 FILES = {"llama7b": "llama7b,llama7b_joined,llama7b_compiled", "llama1b": "llama1b", "vit_b": "vit_b,vit_b_compiled"}
 FILES["dit_xl"] = "dit_xl,dit_xl_bias"
+NOTES = {"dit_xl_bias": ", the bias a part of the product"}
 FORMATS = ("low_rank", "monarch", "blast")
 
 
@@ -48,7 +49,7 @@ def table(net: str) -> str:
         for op in FORMATS:
             ratio = base["p50"] / own[op]["p50"] if op in own else 0
             cells.append(f"{own[op]['p50'] / 1e3:.2f} ({ratio:.2f}x)" if op in own else "")
-        label = f"{phase}, {batch} x {tokens}{f', {how}' if how else ''}"
+        label = f"{phase}, {batch} x {tokens}{f', {how}' if how else ''}{NOTES.get(file, '')}"
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

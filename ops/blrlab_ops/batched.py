@@ -6,8 +6,8 @@ then stores straight into its final place. While autograd records, or a compiler
 possible: the plain product is returned and the one permutation of the result is left to PyTorch.
 
 A batched product has no bias of its own: PyTorch writes the bias to all of y before, which the product then reads.
-Where y is large that takes as long as a product; `spare` says so, and whoever makes the left operand then leaves depth
-for ones beyond its own, which the bias is multiplied by.
+On a GPU that takes as long as a product where y is large; `spare` says so, and whoever makes the left operand then
+leaves depth for ones beyond its own, which the bias is multiplied by.
 
 Shapes: b batches, m rows, k depth, n tokens, q columns of a block.
 """
@@ -40,9 +40,19 @@ def to_rows(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return rows.view(tokens, batches * width)
 
 
-def spare(x: Tensor, bias: Tensor | None, *weights: Tensor, size: int) -> int:
-    """Return the depth to leave for the bias of a result of so many numbers: SPARE, or 0 where it is better added."""
-    return SPARE if bias is not None and size >= LARGE and not _functional(x, bias, *weights) else 0
+def spare(x: Tensor, bias: Tensor | None, *weights: Tensor, tokens: int, columns: int, depth: int) -> int:
+    """Return the depth to leave for the bias beyond the last product's own: SPARE, or 0 where it is better added."""
+    if bias is None or _functional(x, bias, *weights):
+        return 0
+    return SPARE if _pays(x, tokens, columns, depth) else 0
+
+
+def _pays(x: Tensor, tokens: int, columns: int, depth: int) -> bool:
+    """Say whether a pass over y costs more than a copy of the right operand with the bias above it.
+
+    In float32 the bias would be rounded as operands are, to the 10 bits of TF32 where that is allowed.
+    """
+    return x.is_cuda and x.element_size() == 2 and tokens * columns >= LARGE and tokens >= depth
 
 
 def to_columns(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
@@ -52,6 +62,7 @@ def to_columns(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor
     next product to a slower cuBLAS kernel.
     """
     if _functional(left, right):
+        assert out is None  # which a product that is recorded would not fill
         return torch.bmm(left, right)
     made = columns(left, left.shape[0], left.shape[1], right.shape[2]) if out is None else out
     return torch.bmm(left, right, out=made)
@@ -64,7 +75,7 @@ def columns(like: Tensor, batches: int, rows: int, tokens: int) -> Tensor:
 
 
 def _above(right: Tensor, bias: Tensor, depth: int) -> Tensor:
-    """Return [b, k, q] with the bias [b, q] as its next row, and zeros up to a depth; rows of q stay as they lie."""
+    """Return [b, k, q] with the bias [b, q] as its next row, and zeros up to a depth, columns [q, k] in memory."""
     batches, own, width = right.shape
     deeper = right.new_empty(batches, width, depth).transpose(1, 2)
     deeper[:, :own] = right

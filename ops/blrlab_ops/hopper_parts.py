@@ -1,4 +1,4 @@
-"""Parts that the Hopper kernels share: what Triton's versions call alike, tiles as TMA takes them, what follows.
+"""Parts of Hopper kernels: what Triton's versions call alike, tiles as TMA takes them, what follows.
 
 Hopper kernels (compute capability 9.0) are written in Gluon, the lower level of Triton, from its version 3.6: one warp
 loads tiles with TMA, the unit that copies boxes of a tensor into shared memory by itself, and warpgroups multiply them.

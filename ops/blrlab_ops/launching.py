@@ -108,7 +108,7 @@ class _Address:
 
 
 def _type_of(value: Any) -> str:
-    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8", torch.int32: "i32"}
+    names = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8"}
     if isinstance(value, Tensor):
         return f"*{names[value.dtype]}"
     if tensor_of(value) is not None:

@@ -20,7 +20,6 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-from triton.language.extra import cuda
 from triton.runtime import JITFunction
 
 PATIENCE = 20.0
@@ -253,7 +252,7 @@ def init(barrier: Barrier, count: int) -> None:
     barrier.count = barrier.missing = count
 
 
-def load_box(described: Described, corner: list[int], barrier: Barrier, into: Shared, **_: Any) -> None:
+def load_box(described: Described, corner: list[int], barrier: Barrier, into: Shared) -> None:
     """Have a tile copied into shared memory."""
     require(into.shape == described.block_shape, "a tile is copied to one of another shape")
 
@@ -286,7 +285,6 @@ def allocate(dtype: Any, shape: list[int], layout: Any) -> Any:
 LANGUAGE = types.SimpleNamespace(
     **{name: dtype for dtype in DTYPES.values() for name in [str(dtype).removeprefix("torch.")]},
     constexpr=gl.constexpr,
-    BlockedLayout=lambda *_: None,
     NVMMADistributedLayout=lambda **_: None,
     SliceLayout=lambda *_: None,
     DotOperandLayout=lambda *_: None,
@@ -317,8 +315,6 @@ FAKES = {
     id(hopper.warpgroup_mma): product,
     id(hopper.warpgroup_mma_wait): finished,
     id(hopper_parts.async_load): load_box,
-    id(cuda.gdc_launch_dependents): lambda: None,
-    id(cuda.gdc_wait): lambda: None,
 }
 
 

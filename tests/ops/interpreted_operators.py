@@ -5,7 +5,7 @@ import importlib
 import blrlab_ops
 import pytest
 import torch
-from blrlab_ops import dispatch, joined, testing
+from blrlab_ops import batched, dispatch, joined, testing
 from blrlab_ops.testing import Case
 
 LAYERS = {
@@ -39,6 +39,16 @@ def test_gradients_are_within_their_budgets(format, impl, tokens):
 def test_gradients_in_float16_are_within_their_budgets(format, impl):
     verdicts = testing.check_gradients(impl, *testing.random_operands(LAYERS[format], dtype=torch.float16))
     assert all(verdict.passed for verdict in verdicts.values()), verdicts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_a_bias_can_be_a_part_of_the_product_after_mixing(dtype, monkeypatch):
+    monkeypatch.setattr(batched, "_pays", lambda *_: True)
+    for layer in (LAYERS["blast"], LAYERS["blast"]._replace(tokens=1, blocks=(2, 3))):
+        operands = testing.random_operands(layer, dtype=dtype)
+        with testing.poisoned():
+            verdict = testing.check("bmm_mixing", *operands)
+        assert verdict.passed, verdict
 
 
 @each_kernel

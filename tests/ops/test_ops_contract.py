@@ -91,17 +91,17 @@ def test_any_strides(layer, impl):
     format=st.sampled_from(("low_rank", "monarch", "blast")),
     sizes=st.tuples(*[st.integers(1, 5)] * 6),
     seed=st.integers(0, 2**31),
-    large=st.sampled_from((1, batched.LARGE)),
+    joins=st.booleans(),
 )
 @settings(max_examples=60, deadline=None)
-def test_torch_bmm_is_a_product_with_the_dense_weight(format, sizes, seed, large):
+def test_torch_bmm_is_a_product_with_the_dense_weight(format, sizes, seed, joins):
     """Whether the bias is added or a part of the product."""
     tokens, b1, b2, p, q, rank = sizes
     layer = Case(format, tokens, b1 * p, b2 * q, (b1, b2) if format != "low_rank" else (1, 1), rank)
     x, factors, bias = testing.random_operands(layer, seed=seed, dtype=torch.float64)
     expected = x @ blrlab_ops.to_dense(factors) + bias
     packed = blrlab_ops.pack(factors, impl="torch_bmm")
-    with mock.patch.object(batched, "LARGE", large):
+    with mock.patch.object(batched, "_pays", return_value=joins):
         for weights in (factors, packed):
             torch.testing.assert_close(blrlab_ops.linear(x, weights, bias, impl="torch_bmm"), expected)
 
@@ -147,19 +147,37 @@ def test_torch_bmm_copies_nothing_when_factors_are_packed(layer):
 
 @pytest.mark.parametrize("layer", SMALL[1:], ids=_name)
 @pytest.mark.parametrize("dtype", DTYPES, ids=_name)
-def test_the_bias_of_a_large_result_is_a_part_of_the_product(layer, dtype, monkeypatch):
+def test_a_bias_can_be_a_part_of_the_product(layer, dtype, monkeypatch):
     """Nothing of y's size is written but the product; where autograd records, the bias is added as ever."""
     x, factors, bias = testing.random_operands(layer, dtype=dtype)
-    exact, lost = x.double() @ blrlab_ops.to_dense({name: each.double() for name, each in factors.items()}) + bias, {}
-    for large, adds in ((layer.tokens * layer.out_features, False), (batched.LARGE, True)):
-        monkeypatch.setattr(batched, "LARGE", large)
-        with _Operations() as seen:
+    exact = x.double() @ blrlab_ops.to_dense({name: each.double() for name, each in factors.items()}) + bias
+    lost = {}
+    for pays in (True, False):
+        monkeypatch.setattr(batched, "_pays", lambda *_, found=pays: found)
+        with _Operations() as seen, testing.poisoned():
             y = blrlab_ops.linear(x, factors, bias, impl="torch_bmm")
-        assert ("baddbmm" in seen.names) == adds
-        lost[adds] = testing.errors(y, exact)[0]
-    assert lost[False] <= 1.1 * lost[True] + torch.finfo(torch.float32).eps
-    monkeypatch.setattr(batched, "LARGE", 1)
+        assert ("baddbmm" in seen.names) != pays
+        lost[pays] = testing.errors(y, exact)[0]
+    assert lost[True] <= 1.1 * lost[False] + torch.finfo(torch.float32).eps
+    monkeypatch.setattr(batched, "_pays", lambda *_: True)
     with _Operations() as seen:
         blrlab_ops.linear(x, factors, bias.requires_grad_(), impl="torch_bmm").sum().backward()
     assert "baddbmm" in seen.names
     torch.testing.assert_close(bias.grad.float(), torch.full((layer.out_features,), float(layer.tokens)))
+
+
+def test_a_bias_is_a_part_of_the_product_where_that_pays():
+    """On a GPU, of 16-bit numbers, where y is large and no smaller than the factor that is copied."""
+
+    class OnGpu:
+        is_cuda = True
+
+        def __init__(self, dtype):
+            self.element_size = lambda: dtype.itemsize
+
+    half = OnGpu(torch.bfloat16)
+    assert batched._pays(half, 4096, 2048, 256)
+    assert not batched._pays(half, 4096, 2047, 256)
+    assert not batched._pays(half, 1024, 16384, 1025)
+    assert not batched._pays(OnGpu(torch.float32), 4096, 2048, 256)
+    assert not batched._pays(torch.empty(0, dtype=torch.bfloat16), 4096, 2048, 256)

@@ -6,7 +6,7 @@ import json
 import blrlab_ops
 import pytest
 import torch
-from blrlab_ops import budgets, configs, dispatch, int8, joined, launching, testing, tuning, verify
+from blrlab_ops import batched, budgets, configs, dispatch, int8, joined, launching, testing, tuning, verify
 from blrlab_ops.epilogue import Epilogue
 from blrlab_ops.testing import Case
 from blrlab_ops.tuning import search
@@ -379,6 +379,23 @@ def _configs() -> list:
         layer = FEW_TOKENS["monarch"]._replace(tokens=tokens, rank=rank)
         rows.append((layer, "hopper_chained", {"only": chained}))
     return rows
+
+
+@pytest.mark.parametrize(
+    ("format", "impl"), [("monarch", "torch_bmm"), ("blast", "torch_bmm"), ("blast", "bmm_mixing")]
+)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_bias_of_a_large_result_is_a_part_of_the_product(format, impl, dtype):
+    """So it rounds once less than where it is added."""
+    layer = Case(format, 4096, 1152, 2304, (8, 8), 48)
+    x, factors, bias = testing.random_operands(layer, dtype=dtype, device="cuda")
+    bias = 3 * bias
+    exact = x.double() @ blrlab_ops.to_dense({name: each.double() for name, each in factors.items()}) + bias
+    assert batched.spare(x, bias, *factors.values(), tokens=4096, columns=2304, depth=384)
+    y = blrlab_ops.linear(x, factors, bias, impl=impl)
+    added = blrlab_ops.linear(x, factors, impl=impl) + bias
+    assert testing.errors(y, exact)[0] <= 1.1 * testing.errors(added, exact)[0]
+    assert all(torch.equal(blrlab_ops.linear(x, factors, bias, impl=impl), y) for _ in range(5))
 
 
 HOPPER = [(format, impl) for format in dispatch.IMPLS for impl in filter(dispatch.is_hopper, dispatch.impls(format))]

@@ -108,7 +108,7 @@ def _compute(x: Tensor, V: Tensor, S: Tensor, U: Tensor, bias: Tensor | None, ep
     b1, p, rank = V.shape
     with torch.no_grad():
         Z = batched.to_columns(V.transpose(1, 2), x.unflatten(1, (b1, p)).permute(1, 2, 0))  # [b1, r, n]
-        spare = batched.spare(x, bias, V, S, U, size=x.shape[0] * U.shape[0] * U.shape[2])
+        spare = batched.spare(x, bias, V, S, U, tokens=x.shape[0], columns=U.shape[0] * U.shape[2], depth=rank)
         W = batched.columns(x, S.shape[1], rank + spare, x.shape[0])  # [b2, r + spare, n]
         launching.run([mix(Z, S, W[:, :rank])], x.device)
         return after.apply(batched.to_rows(W.transpose(1, 2), U, bias), epilogue)

@@ -24,7 +24,7 @@ def linear(x: Tensor, V: Tensor, S: Tensor, U: Tensor, bias: Tensor | None = Non
     x_blocks = x.reshape(-1, b1, p).permute(1, 2, 0)  # [b1, p, n]
     Z = batched.to_columns(V.transpose(1, 2), x_blocks)  # [b1, r, n]
     S_ranks, tokens = S.permute(2, 1, 0).contiguous(), x_blocks.shape[2]
-    spare = batched.spare(x, bias, V, S, U, size=tokens * U.shape[0] * U.shape[2])
+    spare = batched.spare(x, bias, V, S, U, tokens=tokens, columns=U.shape[0] * U.shape[2], depth=rank)
     if spare:
         W = batched.columns(x, rank + spare, U.shape[0], tokens)
         batched.to_columns(S_ranks, Z.transpose(0, 1), W[:rank])

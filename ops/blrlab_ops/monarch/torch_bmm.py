@@ -22,9 +22,9 @@ __all__ = ["gradients", "linear", "pack"]
 
 def linear(x: Tensor, V: Tensor, U: Tensor, bias: Tensor | None = None) -> Tensor:
     """Multiply, x [..., i] -> [..., o]; the bias joins the second product."""
-    b1, b2, p, _ = V.shape
+    b1, b2, p, rank = V.shape
     x_blocks = x.reshape(-1, b1, p).permute(1, 2, 0)  # [b1, p, n]
-    spare = batched.spare(x, bias, V, U, size=x_blocks.shape[2] * b2 * U.shape[3])
+    spare = batched.spare(x, bias, V, U, tokens=x_blocks.shape[2], columns=b2 * U.shape[3], depth=b1 * rank)
     T = _first_stage(x_blocks, V, spare)  # [b2, b1 r' + spare, n]
     y = batched.to_rows(T.transpose(1, 2), _second_factor(U), bias)
     return y.view(*x.shape[:-1], b2 * U.shape[3])

@@ -178,7 +178,7 @@ def _of_triton(setting: Setting, impl: str, measured: int) -> Found:
     packed = [list(module.pack(*weights)) for weights in setting.copies]
     options = _likely(setting, module, packed[0], measured)
     best = {
-        name: _fastest(setting, module, packed, functools.partial(_own, place, len(options)), name, tiles)
+        name: _fastest(setting, module, packed, place, name, tiles)
         for place, (name, tiles) in enumerate(options.items())
     }
     best = {name: tiles for name, tiles in best.items() if tiles}
@@ -226,8 +226,7 @@ def _likely(setting: Setting, module: Any, weights: Sequence[Tensor], measured: 
     options = module.candidates(setting.x, *weights)
     likely: dict[str, list[tuple[dict[str, Any], Launch]]] = {}
     for place, (name, tiles) in enumerate(options.items()):
-        given = [_launches(setting, module, weights, {name: each._asdict()}) for each in tiles]
-        launches = [_own(place, len(options), each)[-1] for each in given]
+        launches = [_launches(setting, module, weights, {name: each._asdict()})[place] for each in tiles]
         scored = sorted(zip(map(functools.partial(_estimate_us, setting), launches), range(len(tiles)), strict=True))
         likely[name] = [(tiles[at]._asdict(), launches[at]) for us, at in scored[:measured] if math.isfinite(us)]
     with ThreadPoolExecutor(THREADS) as pool:
@@ -243,11 +242,6 @@ def _estimate_us(setting: Setting, launch: Launch) -> float:
     itemsize = weights.element_size()
     done = work(launch.constants, launch.programs, itemsize, launch.stages, weights.numel() * itemsize)
     return estimate.microseconds(done, launch.warps, launch.stages, setting.device)
-
-
-def _own(place: int, options: int, launches: list[Launch]) -> list[Launch]:
-    """Return what the tiles of one of so many options decide, the tuned launch last: all where there is one option."""
-    return launches if options == 1 else [launches[place]]
 
 
 def _launches(setting: Setting, module: Any, weights: Sequence[Tensor], config: Config) -> list[Launch]:
@@ -267,15 +261,15 @@ def _fastest(
     setting: Setting,
     module: Any,
     packed: Sequence[Sequence[Tensor]],
-    own: Callable[[list[Launch]], list[Launch]],
+    place: int,
     name: str,
     tiles: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
     """Time one launch alone with each of its candidates; return the best few."""
     timed = []
     for at, each in enumerate(tiles):
-        launches = [own(_launches(setting, module, weights, {name: each})) for weights in packed]
-        calls = [functools.partial(launching.run, some, setting.x.device) for some in launches]
+        launches = [_launches(setting, module, weights, {name: each})[place] for weights in packed]
+        calls = [functools.partial(launching.run, [one], setting.x.device) for one in launches]
         timed.append((microseconds(calls), at))
     return [tiles[at] for us, at in sorted(timed)[:TOGETHER] if math.isfinite(us)]
 
