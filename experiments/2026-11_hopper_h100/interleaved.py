@@ -1,6 +1,4 @@
-"""Both stages of a Monarch layer in one launch, interleaved; verified, then timed beside cuBLAS.
-
-    python experiments/2026-11_hopper_h100/interleaved.py --out=OUT.jsonl [--layers=qkvo,down]
+"""Both stages of a Monarch layer in one launch, interleaved.
 
 The layer is cut in chunks of tokens and output blocks. Programs, one on every multiprocessor, take tiles in turn: of
 the first stage of a chunk, T[k] from x[l] V[l,k], then of the second stage of the chunk before it, y[k] from T[k] U[k].
@@ -23,17 +21,11 @@ makes sure of.
 # pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false, reportArgumentType=false, reportCallIssue=false
 # pyright: reportAttributeAccessIssue=false, reportAssignmentType=false
 
-import argparse
-import json
-import time
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from blrlab_ops.hopper_parts import SHARED_BYTES, async_load, barriers, descriptor
-from cuts import LAYERS, Layer
-from problems import MOST_ERROR, Problem, errors, library, start, times
+from problems import Problem
 from torch import Tensor
 from triton import cdiv
 from triton.experimental import gluon
@@ -346,18 +338,6 @@ def fitting(columns: int, ranks: int, depth: int, places: int, rows: int, blocks
     return Tiles(columns, ranks, depth, min(8, room // (2 * depth * (ROWS + columns))), places, rows, blocks)
 
 
-TILES = {
-    "qkvo": [fitting(256, 64, 64, places, 8, blocks) for places in (1, 2) for blocks in (8, 16)],
-    "gate_up": [fitting(256, 32, 64, places, rows, 8) for places in (1, 2) for rows in (2, 4, 8)],
-    "down": [fitting(256, 32, 64, places, 8, blocks) for places in (1, 2) for blocks in (8, 16)],
-    "up": [fitting(256, ranks, 64, places, 8, 16) for places in (1, 2) for ranks in (16, 64)],
-    "down1b": [fitting(128, ranks, 64, places, 8, 16) for places in (1, 2) for ranks in (16, 64)],
-    "qkv": [fitting(256, 64, 64, places, rows, 8) for places in (1, 2) for rows in (8, 16)],
-    "fc1": [fitting(256, 32, 64, places, rows, 8) for places in (1, 2) for rows in (4, 8, 16)],
-}
-LONG = {f"{name}@{tokens}": (name, tokens) for name in ("qkvo", "gate_up", "down") for tokens in (4096, 16384)}
-
-
 def launch(problem: Problem, size: Tiles, copy: int, y: Tensor) -> Any:
     """Return the launch of a layer of square blocks, and what sets its counts to zero before."""
     (V, U), b, p, q, n = problem.weights[copy], problem.layer.blocks, problem.p, problem.q, problem.layer.tokens
@@ -388,51 +368,3 @@ def launch(problem: Problem, size: Tiles, copy: int, y: Tensor) -> Any:
         kernel(**made, num_warps=4, launch_cooperative_grid=True)
 
     return both
-
-
-def layer_of(name: str) -> Layer:
-    """Return one of `LAYERS`, or such a one at more tokens."""
-    name, tokens = LONG.get(name, (name, 0))
-    return LAYERS[name]._replace(tokens=tokens) if tokens else LAYERS[name]
-
-
-def main() -> None:
-    """Run the command."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("interleaved.jsonl"))
-    parser.add_argument("--layers", default=",".join([*TILES, *LONG]))
-    asked = parser.parse_args()
-    with asked.out.open("a") as file:
-        for name in asked.layers.split(","):
-            for row in rows(layer_of(name), TILES[LONG.get(name, (name,))[0]]):
-                print(name, row["impl"], row.get("config", ""), row.get("p50", "wrong"), flush=True)
-                file.write(json.dumps(row) + "\n")
-
-
-def rows(layer: Layer, sizes: list[Tiles]) -> list[dict[str, Any]]:
-    """Measure a layer: every cut that is right, and cuBLAS."""
-    problem, found = Problem(layer, "cuda"), []
-    common = {**start(problem), "impl": "hopper_interleaved"}
-    least, _ = errors(problem.exact.bfloat16(), problem.exact)
-    made = [[launch(problem, size, copy, problem.y) for copy in range(len(problem.weights))] for size in sizes]
-    with ThreadPoolExecutor(len(made)) as threads:  # which compiles them
-        list(threads.map(lambda launches: launches[0](), made))
-    for size, launches in zip(sizes, made, strict=True):
-        row = {**common, "config": size._asdict(), "time": time.strftime("%Y-%m-%dT%H:%M:%S")}
-        torch.cuda.synchronize()
-        problem.y.fill_(float("nan"))
-        launches[0]()
-        error, error_max = errors(problem.y, problem.exact)
-        row |= {"error": error, "error_max": error_max, "error_budget": MOST_ERROR * least}
-        row["passed"] = error <= MOST_ERROR * least
-        found.append({**row, **timed(launches)} if row["passed"] else row)
-    return found + [{**common, **own, **timed(calls)} for own, calls in library(problem)]
-
-
-def timed(calls: list[Any]) -> dict[str, float]:
-    """Return a call's time (us)."""
-    return dict(zip(("p20", "p50", "p80"), times(calls), strict=True))
-
-
-if __name__ == "__main__":
-    main()
