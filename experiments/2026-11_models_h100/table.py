@@ -7,9 +7,14 @@ import json
 from pathlib import Path
 
 RECORDS = Path(__file__).resolve().parent / "records"
-FILES = {"llama7b": "llama7b,llama7b_joined,llama7b_compiled", "llama1b": "llama1b", "vit_b": "vit_b,vit_b_compiled"}
-FILES["dit_xl"] = "dit_xl,dit_xl_bias"
-NOTES = {"dit_xl_bias": ", the bias a part of the product"}
+FILES = {
+    "llama7b": "llama7b,llama7b_prefill,llama7b_joined,llama7b_compiled",
+    "llama1b": "llama1b",
+    "gpt2s": "gpt2s",
+    "vit_b": "vit_b,vit_b_compiled",
+    "dit_xl": "dit_xl,dit_xl_bias,dit_xl_16384",
+}
+NOTES = {"llama7b_prefill": ", hopper_chained at hand", "dit_xl_bias": ", the bias a part of the product"}
 FORMATS = ("low_rank", "monarch", "blast")
 
 
@@ -38,7 +43,8 @@ def table(net: str) -> str:
         for row in found
     )
     for file, phase, batch, tokens, how in kinds:
-        alike = [row for row in found if (row["file"], row["phase"], row["batch"]) == (file, phase, batch)]
+        at = (file, phase, batch, tokens)
+        alike = [row for row in found if tuple(row[key] for key in ("file", "phase", "batch", "tokens")) == at]
         own = {
             row["op"]: row for row in alike if (row["impl"] == how if how else row["impl"] in ("torch_eager", "best"))
         }
