@@ -36,7 +36,7 @@ from blrlab.errors import InputError, did_you_mean
 from blrlab.experiments.run import main as run
 
 CONFIG = STUDY.parents[1] / "configs/gpt2_blast.py"
-CORPUS = (9634, 172280379)  # files and bytes of the corpus of the first records
+CORPUS = (9909, 191270726)  # files and bytes of the corpus of `records`
 PACKAGES = "flax,jax,matplotlib,networkx,numpy,optax,scipy,sklearn,sympy,torch,transformers,triton"
 CHECKED = ("low_rank_plain_2", "blast_whitened_2")
 STAGES = "--config.stages=data,dense,compress,heal,eval"
@@ -86,7 +86,7 @@ class Place:
 
 
 def gather(folder: Path, packages: Sequence[str], most: int) -> None:
-    """Copy the Python sources of installed packages, at most so many files of each, and say whether they are the first.
+    """Copy the Python sources of installed packages, at most so many files of each, and say whether they are the study's.
 
     Raises:
       InputError: a package is not installed.
@@ -105,7 +105,7 @@ def gather(folder: Path, packages: Sequence[str], most: int) -> None:
         partial.rename(folder)
     sizes = [len(content) for content in (file.read_bytes() for file in folder.rglob("*.py")) if content.strip()]
     same = "as" if (len(sizes), sum(sizes)) == CORPUS else "other than"
-    print(f"corpus: {len(sizes):,} files, {sum(sizes):,} bytes, {same} in the first records", flush=True)
+    print(f"corpus: {len(sizes):,} files, {sum(sizes):,} bytes, {same} in records", flush=True)
 
 
 def train(place: Place) -> float:
