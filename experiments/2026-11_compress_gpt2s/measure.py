@@ -86,7 +86,7 @@ class Place:
 
 
 def gather(folder: Path, packages: Sequence[str], most: int) -> None:
-    """Copy the Python sources of installed packages, at most so many files of each, and say whether they are the study's.
+    """Copy the Python sources of installed packages, at most so many files of each, and say if they are the study's.
 
     Raises:
       InputError: a package is not installed.
