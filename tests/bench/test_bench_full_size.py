@@ -196,6 +196,16 @@ def test_a_number_of_tokens_makes_the_latents_of_a_dit():
     assert net.family.tokens(net.sizes) == 16
 
 
+def test_what_a_dit_predicts_is_judged_patch_by_patch():
+    net = net_of("dit", "dense")
+    model, inputs = drawn(net, "dense"), inputs_of(net, "forward")
+    with torch.no_grad():
+        found, image = net.family.running.call(model, "forward", inputs, True)(), model(*inputs).sample
+    assert found.shape == (2, 16, 2 * 2 * 6)
+    places = [image[1, :, 4 + row, 2 + column] for row in range(2) for column in range(2)]
+    assert torch.equal(found[1, 2 * 4 + 1], torch.cat(places))  # the second patch of the third row
+
+
 def without_bias(model):
     model.get_submodule("vit.layers.0.mlp.fc1").bias.zero_()
 

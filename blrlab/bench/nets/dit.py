@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import einops
 import torch
 from torch import Tensor
 
@@ -72,11 +73,17 @@ def inputs(sizes: dit.Config, group: "Group", generator: torch.Generator) -> Inp
 
 
 def call(model: Model, phase: str, inputs: Inputs, states: bool) -> Callable[[], Tensor]:
-    """Return a call on latents, times and labels: what it predicts [B, h h, E], of every place of the latents."""
+    """Return a call on latents, times and labels: what it predicts of every patch of the latents, [B, T, p p E].
+
+    A row is a patch, not one place of it: the gate holds each row's error against the row, and of the few channels of
+    one place all may be near zero.
+    """
     latents, times, labels = inputs
+    patch = model.config["patch_size"]
 
     def run() -> Tensor:
-        return model(latents, times, labels).sample.flatten(2).transpose(1, 2)
+        predicted = model(latents, times, labels).sample
+        return einops.rearrange(predicted, "b e (h p) (w q) -> b (h w) (p q e)", p=patch, q=patch)
 
     return run
 
