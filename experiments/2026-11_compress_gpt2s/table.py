@@ -37,7 +37,9 @@ def lost(folder: Path) -> dict[str, dict[str, float]]:
     files = {cell.name: folder / f"{cell.name}.jsonl" for cell in cells()}
     found = {name: losses(file) for name, file in files.items() if file.exists()}
     hashes = {row["data_hash"] for name in found for row in records.read(files[name]) if row["kind"] == "eval"}
-    if len(hashes) != 1:
+    if not hashes:
+        raise InputError(f"{folder} holds no cell that was evaluated.")
+    if len(hashes) > 1:
         raise InputError(f"{folder} holds cells of {len(hashes)} data hashes, and one table holds one.")
     return {name: {stage: value - of["dense"] for stage, value in of.items()} for name, of in found.items()}
 
