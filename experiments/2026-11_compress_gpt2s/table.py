@@ -35,7 +35,7 @@ def lost(folder: Path) -> dict[str, dict[str, float]]:
       InputError: there are none, or they were measured on different data.
     """
     files = {cell.name: folder / f"{cell.name}.jsonl" for cell in cells()}
-    found = {name: losses(file) for name, file in files.items() if file.exists()}
+    found = {name: told for name, file in files.items() if (told := losses(file))}
     hashes = {row["data_hash"] for name in found for row in records.read(files[name]) if row["kind"] == "eval"}
     if not hashes:
         raise InputError(f"{folder} holds no cell that was evaluated.")
