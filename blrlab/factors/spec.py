@@ -101,5 +101,7 @@ def from_total_rank(format: str, in_features: int, out_features: int, blocks: tu
         raise InputError(f"a rank is shared out over b x b blocks, not {b1} x {b2}; give block_rank instead.")
     if rank < 1 or rank % b1:
         below = max(rank // b1 * b1, b1)
-        raise InputError(f"monarch's rank {rank} is not a multiple of its {b1} blocks; {below} and {below + b1} are.")
+        raise InputError(
+            f"monarch's rank {rank} is not a positive multiple of its {b1} blocks; {below} and {below + b1} are."
+        )
     return dataclasses.replace(spec, rank=rank // b1)

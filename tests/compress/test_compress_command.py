@@ -50,7 +50,10 @@ def _says(capsys, *flags):
         ([MLP, "--rank=6", "--format=blats"], 'unknown format "blats": it is one of .* Did you mean "blast"'),
         ([MLP, "--rank=6", "--algorithm=sdv"], 'unknown algorithm "sdv"'),
         ([MLP, "--rank=6", "--format=low_rank", "--algorithm=precgd"], 'unknown algorithm "precgd": .* svd'),
-        ([MLP, "--format=monarch", "--rank=6", "--blocks=4"], r"model\.layers\.0\.mlp\.\w+ .*rank 6 is not a multiple"),
+        (
+            [MLP, "--format=monarch", "--rank=6", "--blocks=4"],
+            r"model\.layers\.0\.mlp\.\w+ .*rank 6 is not a positive multiple",
+        ),
         ([MLP, "--format=low_rank", "--rank=40"], r"model\.layers\.0\.mlp\.\w+ .*rank 40 has 5,760 .*a rank of 32 has"),
         ([MLP, "--format=monarch", "--rank=8", "--blocks=5"], r"model\.layers\.0\.mlp\.\w+ .*5 input blocks do not"),
         ([MLP, "--rank=6"], 'nothing is published for "down_proj" of net ""'),

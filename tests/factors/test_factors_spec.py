@@ -63,7 +63,7 @@ def test_published_ranks_are_shared_out_over_the_blocks():
         ((4, 4), 190, ["rank 190", "4 blocks", "188 and 192"]),
         ((4, 4), 3, ["rank 3", "4 and 8"]),
         ((4, 4), 0, ["rank 0", "4 and 8"]),
-        ((4, 4), -8, ["rank -8", "4 and 8"]),
+        ((4, 4), -8, ["rank -8 is not a positive multiple", "4 and 8"]),
         ((4, 6), 192, ["b x b blocks, not 4 x 6", "block_rank"]),
         ((5, 5), 190, ["5 input blocks do not divide 768 features"]),
     ],
